@@ -1,0 +1,228 @@
+"""Numbers and pictures in, a PNG file out. Nothing is computed here that one would want to test as a number.
+
+Every function takes finished values and a path, and replaces the file in one step, so a reader never sees half a
+picture. Sizes are chosen for a phone held upright: about 700 px wide, text of at least 9 pt. Colours are those of
+Okabe and Ito, which stay apart for colour-blind eyes, and lines differ in their dashes as well. Touch it for the look
+of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and by looking at them.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from .run_log import Curve
+
+DPI = 150
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+DASHES = ('-', '--', '-.', ':')
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel. `smooth` is drawn strongly over the pale `curve`; without it the curve itself is strong."""
+
+    label: str
+    curve: Curve
+    smooth: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; labels carry units; `reference` is (value, what it means), a thin horizontal line."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    reference: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One row of a sheet: its label and uint8 pictures of shape (H, W, 3), (H, W, 1) or (H, W)."""
+
+    label: str
+    pictures: Sequence[np.ndarray]
+
+
+def save_png(figure: Figure, path: str | Path) -> Path:
+    """Write the figure beside `path`, then move it there in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
+    FigureCanvasAgg(figure)
+    try:
+        figure.savefig(scratch, format='png', dpi=DPI, facecolor='white')
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if not any(line.curve.steps for line in panel.lines):
+        axes.text(0.5, 0.5, 'nothing logged', ha='center', va='center', transform=axes.transAxes, color='0.4')
+    for index, line in enumerate(panel.lines):
+        style = {'color': COLOURS[index % len(COLOURS)], 'linestyle': DASHES[index % len(DASHES)]}
+        marker = 'o' if len(line.curve.steps) < 15 else None
+        if line.smooth is not None:
+            axes.plot(line.curve.steps, line.curve.values, color=style['color'], linewidth=0.8, alpha=0.3)
+        axes.plot(
+            line.curve.steps,
+            line.curve.values if line.smooth is None else line.smooth,
+            linewidth=1.8,
+            marker=marker,
+            markersize=4,
+            label=line.label,
+            **style,
+        )
+    if panel.reference is not None:
+        value, meaning = panel.reference
+        axes.axhline(value, color='0.35', linewidth=1, linestyle=(0, (1, 2)), label=meaning)
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, frameon=False)
+
+
+def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:
+    """Panels below each other, one per quantity."""
+    if not panels:
+        raise ValueError('draw_curves needs at least one panel')
+    figure = Figure(figsize=(5.4, 2.9 * len(panels)), layout='constrained')
+    for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
+        _draw_panel(axes, panel)
+    return save_png(figure, path)
+
+
+def draw_sheet(
+    rows: Sequence[PictureRow],
+    path: str | Path,
+    caption: str = '',
+    titles: Sequence[str] | None = None,
+    columns_per_block: int = 4,
+) -> Path:
+    """Sheet of pictures: the given rows under each other, `columns_per_block` pictures wide; further pictures in
+    further blocks.
+
+    `titles[i]` stands above picture i. Rows must hold the same number of pictures.
+    """
+    counts = {len(row.pictures) for row in rows}
+    if len(counts) != 1 or not counts.pop():
+        raise ValueError(
+            f'the rows of a sheet must hold the same number of pictures, at least one; got '
+            f'{ {row.label: len(row.pictures) for row in rows} }'
+        )
+    num_pictures = len(rows[0].pictures)
+    columns = min(columns_per_block, num_pictures)
+    blocks = [range(start, min(start + columns, num_pictures)) for start in range(0, num_pictures, columns)]
+    height, width = rows[0].pictures[0].shape[:2]
+    cell = 5.4 / columns
+    caption_lines = _wrapped(caption, 84)
+    title_height = 0.22 if titles else 0.06
+    block_height = len(rows) * cell * height / width + title_height + 0.1
+    caption_height = 0.17 * len(caption_lines) + (0.12 if caption_lines else 0)
+    total_height = block_height * len(blocks) + caption_height
+    figure = Figure(figsize=(5.4 + 0.3, total_height))
+    for block_index, indices in enumerate(blocks):
+        top = total_height - block_index * block_height - title_height
+        for row_index, row in enumerate(rows):
+            bottom = top - (row_index + 1) * cell * height / width
+            centre = (bottom + cell * height / width / 2) / total_height
+            figure.text(0.15 / 5.7, centre, row.label, rotation=90, ha='center', va='center', fontsize=9)
+            for column, index in enumerate(indices):
+                axes = figure.add_axes(
+                    (
+                        (0.3 + column * cell + 0.02) / 5.7,
+                        (bottom + 0.02) / total_height,
+                        (cell - 0.04) / 5.7,
+                        (cell * height / width - 0.04) / total_height,
+                    )
+                )
+                picture = row.pictures[index]
+                axes.imshow(
+                    picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture,
+                    cmap='gray',
+                    vmin=0,
+                    vmax=255,
+                    aspect='auto',
+                    interpolation='nearest',
+                )
+                axes.axis('off')
+                if titles and row_index == 0:
+                    axes.set_title(titles[index], fontsize=9, pad=2)
+    if caption_lines:
+        figure.text(
+            0.15 / 5.7,
+            (caption_height - 0.06) / total_height,
+            '\n'.join(caption_lines),
+            fontsize=9,
+            va='top',
+            color='0.25',
+        )
+    return save_png(figure, path)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += ' ' + word
+        else:
+            lines.append(word)
+    return lines
+
+
+def colour_table(num_classes: int) -> np.ndarray:
+    """(num_classes, 3) uint8: the colour-blind-safe set first, then darker versions of it."""
+    base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in COLOURS[:6]])
+    return (
+        np.stack([base[i % 6] * 0.6 ** (i // 6) for i in range(num_classes)]).astype(np.uint8).reshape(num_classes, 3)
+    )
+
+
+def overlay_labels(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """The picture (H, W, 3) tinted by class; label 0 (background) and labels beyond the table (ignored pixels) stay
+    as they are.
+
+    `colours[k - 1]` belongs to label k.
+    """
+    shown = (labels > 0) & (labels <= len(colours))
+    tinted = picture.astype(np.float64)
+    tinted[shown] = (1 - opacity) * tinted[shown] + opacity * colours[labels[shown].astype(int) - 1]
+    return tinted.round().astype(np.uint8)
+
+
+def overlay_instances(
+    picture: np.ndarray,
+    masks: np.ndarray,
+    labels: Sequence[int],
+    colours: np.ndarray,
+    boxes: np.ndarray | None = None,
+    opacity: float = 0.5,
+) -> np.ndarray:
+    """The picture with each instance's mask (N, H, W) tinted in its class's colour and its box (x1, y1, x2, y2) drawn.
+
+    `colours[k]` belongs to label k. Later instances lie above earlier ones.
+    """
+    drawn = picture.astype(np.float64)
+    for mask, label in zip(masks, labels, strict=True):
+        drawn[mask.astype(bool)] = (1 - opacity) * drawn[mask.astype(bool)] + opacity * colours[int(label)]
+    image = Image.fromarray(drawn.round().astype(np.uint8))
+    if boxes is not None:
+        pen = ImageDraw.Draw(image)
+        for box, label in zip(boxes, labels, strict=True):
+            x1, y1, x2, y2 = (float(value) for value in box)
+            if x2 > x1 and y2 > y1:
+                pen.rectangle((x1, y1, x2, y2), outline=tuple(int(value) for value in colours[int(label)]), width=2)
+    return np.asarray(image)
