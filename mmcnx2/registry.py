@@ -17,6 +17,7 @@ TRANSFORMS = _child('transform', mmengine_registry.TRANSFORMS, 'mmcnx2.datasets'
 DATA_SAMPLERS = _child('data sampler', mmengine_registry.DATA_SAMPLERS, 'mmcnx2.datasets')
 HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmcnx2.engine')
 METRICS = _child('metric', mmengine_registry.METRICS, 'mmcnx2.engine')
+OPTIM_WRAPPERS = _child('optimizer wrapper', mmengine_registry.OPTIM_WRAPPERS, 'mmcnx2.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmcnx2.engine')
 VISUALIZERS = _child('visualizer', mmengine_registry.VISUALIZERS, 'mmcnx2.engine')

@@ -1,0 +1,191 @@
+"""From a config file and command line options to a runner: what `tools/train.py` and `tools/test.py` share.
+
+One pair of tools serves pretraining, classification, detection and segmentation; where the four differ (`default_scope`), it is
+decided here. Touch it for what both tools need; what only one does stands in that tool. Guarded by tests/test_tools.py.
+"""
+import argparse
+import functools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mmcnx2
+from mmcnx2.engine.user_errors import one_line
+
+TASKS = ('mmpretrain', 'mmdet', 'mmseg', 'mmcnx2', 'mmengine')
+# Top-level keys that a Runner, a tool or mmengine reads although a config need not have them
+KNOWN_KEYS = {
+    'model', 'work_dir', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg',
+    'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'val_evaluator', 'test_evaluator', 'default_hooks', 'custom_hooks',
+    'data_preprocessor', 'load_from', 'resume', 'launcher', 'env_cfg', 'log_processor', 'log_level', 'visualizer',
+    'vis_backends', 'default_scope', 'randomness', 'experiment_name', 'runner_type', 'strategy', 'compile', 'custom_imports',
+    'tta_model', 'tta_pipeline', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn'}
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that train.py and test.py have in common."""
+    parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        help='what started the processes (default: pytorch under torchrun, else none)')
+    parser.add_argument('--unsafe-load', action='store_true',
+                        help='read checkpoints that hold more than tensors and plain values; such a file can run any code')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)  # old launchers pass it
+
+
+def find_config(name: str) -> Path:
+    """Path of a config: the file `name`, else the one of that name among our configs ('coco/x.py' or 'configs/coco/x.py')."""
+    configs = mmcnx2.configs_dir()
+    for path in (Path(name).expanduser(), configs / name, configs.parent / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f'Config {name!r} does not exist, neither as a file nor below {configs}')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Config of `args.config` with its options applied and `work_dir` and `launcher` set."""
+    path = find_config(args.config)
+    try:
+        cfg = Config.fromfile(path)
+    except AssertionError as error:
+        if 'load mmcnx2 config' in str(error):
+            raise ValueError("mmengine cannot resolve 'mmcnx2::' in `_base_`. Write '{{$MMCNX2_CONFIGS:}}/coco/....py' instead") from error
+        raise ValueError(f'{path}: {one_line(error)}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{path} has no `model`; is it a whole config? Files in _base_ are parts of one')
+    if args.cfg_options:
+        unknown = sorted({key.split('.')[0] for key in args.cfg_options} - set(cfg) - KNOWN_KEYS)
+        for key in unknown:
+            tell(f'warning: --cfg-options sets {key!r}, which this config does not have and nothing is known to read', stream=sys.stderr)
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / path.stem)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')
+    check_scope(cfg)
+    if cfg.default_scope == 'mmpretrain':
+        _collate_as_mmpretrain(cfg)
+    return cfg
+
+
+def check_scope(cfg: Config) -> None:
+    """Raises when `default_scope` is not a task of ours, or when a detector is asked for and mmcv has no compiled ops."""
+    scope = cfg.setdefault('default_scope', 'mmengine')
+    if scope not in TASKS:
+        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(TASKS)}')
+    if scope == 'mmdet' or any(name.startswith('mmdet.') for name in _types(cfg.model)):
+        check_mmcv_ops()
+
+
+def check_mmcv_ops() -> None:
+    """Raises ImportError with the remedy when the compiled operators of mmcv do not load."""
+    try:
+        import mmcv.ops  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'Detectors need the compiled operators of mmcv (mmcv._ext), and they do not load: {one_line(error)}. Build the '
+            'environment with `make env`, or install onedl-mmcv with --no-build-isolation --no-cache-dir after torch; '
+            '`python tools/doctor.py` says more') from error
+
+
+def _types(node: object) -> Iterator[str]:
+    """Every `type` that is a name, anywhere below a config node."""
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str):
+            yield node['type']
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _types(value)
+
+
+def _collate_as_mmpretrain(cfg: Config) -> None:
+    """mmpretrain's own tools stack images unless a config says otherwise, and its configs rely on that."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].setdefault('collate_fn', ConfigDict(type='default_collate'))
+
+
+def start_distributed(launcher: str) -> None:
+    """Joins the processes over gloo on a machine without an accelerator, where mmengine only knows how to use CUDA.
+
+    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's.
+    """
+    if launcher == 'none' or get_device() != 'cpu' or torch.distributed.is_initialized():
+        return
+    if launcher == 'slurm':
+        names = dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID')
+    elif launcher == 'mpi':
+        names = dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK')
+    else:
+        names = dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE')
+    for name, source in names.items():
+        if source not in os.environ:
+            raise ValueError(f'--launcher {launcher} needs the environment variable {source}; start the run through tools/dist_train.sh, '
+                             'tools/slurm_train.sh or mpirun')
+        os.environ[name] = os.environ[source]
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True, capture_output=True, text=True)
+        os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+    tell(f'No CUDA device: {os.environ["WORLD_SIZE"]} processes on the CPU, joined over gloo')
+
+
+def read_safely(unsafe_load: bool) -> None:
+    """Lets torch.load read tensors and plain values only, in the whole process.
+
+    mmengine tries the safe way first and then falls back to the unsafe one with a warning; this switch of torch closes the fallback.
+    """
+    if not unsafe_load:
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def check_checkpoint_exists(checkpoint: str) -> None:
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'Checkpoint {checkpoint!r} does not exist')
+
+
+def build_runner(cfg: Config, strict: bool) -> Runner:
+    """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if strict and isinstance(runner, Runner):
+        runner.load_checkpoint = functools.partial(_load_strictly, runner.load_checkpoint, bool(cfg.get('resume')))
+    return runner
+
+
+def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **options) -> dict:
+    options['strict'] = True
+    try:
+        checkpoint = load(filename, map_location=map_location, **options)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'Checkpoint {filename} holds more than tensors and plain values, or is not a checkpoint at all; it was not '
+                         f'loaded. If you trust its origin, give --unsafe-load. ({one_line(error)[:200]})') from error
+    except (RuntimeError, EOFError) as error:
+        if 'do not match exactly' in str(error):
+            raise ValueError(f'Checkpoint {filename} does not fit the model of the config: {one_line(error)}') from error
+        raise ValueError(f'Checkpoint {filename} cannot be read, it is damaged or incomplete: {one_line(error)}') from error
+    if resuming and not {'meta', 'optimizer'} <= set(checkpoint):
+        raise ValueError(f'Checkpoint {filename} holds weights only (keys: {", ".join(map(str, checkpoint))[:200]}), so no run can be resumed '
+                         'from it. To start a new run from its weights: --cfg-options load_from=PATH')
+    return checkpoint
+
+
+def tell(text: str, stream=None) -> None:
+    """Prints a line once, not once per process."""
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) == 0:
+        print(text, file=stream or sys.stdout, flush=True)

@@ -1,0 +1,101 @@
+"""How a command ends when something goes wrong: one line that says what to do, exit code 1, the traceback in a file.
+
+Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more clearly;
+not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by tests/test_tools.py.
+"""
+import os
+import pickle
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LONGEST_LINE = 2000
+# Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback is shown.
+USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError, EOFError, pickle.UnpicklingError)
+USER_ERROR_NAMES = ('ConfigParsingError', 'OutOfMemoryError')  # RuntimeErrors that are nobody's bug, named to import nothing
+
+
+def is_user_error(error: BaseException) -> bool:
+    """True when the error can come from what a user gave: its one line is enough to act on."""
+    return isinstance(error, USER_ERRORS) or type(error).__name__ in USER_ERROR_NAMES
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, its own words first.
+
+    Taken off: the "class `X` in file.py:" that registries put in front, the report that a data loader wraps around an
+    error of its worker, and the quotes that `str` puts around a KeyError.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f'{error.strerror}: {error.filename}'
+    if 'Original Traceback' in text:
+        last = [line for line in text.splitlines() if line and not line.startswith(' ')][-1]
+        text = re.sub(r'^[\w.]+(?:Error|Exception): ', '', last)
+    text = re.sub(r'^(?:class `[^`]*` in \S+: )+', '', text)
+    text = ' '.join(text.split())
+    if isinstance(error, KeyError) and re.fullmatch(r'\w+', text):
+        text = f'{text!r} is missing (KeyError)'
+    if len(text) > LONGEST_LINE:
+        text = f'{text[:LONGEST_LINE]} ...'
+    return text or type(error).__name__
+
+
+@contextmanager
+def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None) -> Iterator[None]:
+    """Turns an error inside the `with` block into the line `error: ...` on stderr and exit code 1.
+
+    The traceback goes to `traceback.txt` in the folder that `traceback_dir()` answers at that time; with
+    MMCNX2_TRACEBACK=1, and for an error that is not a user's, it is printed as well. Among the processes of a distributed run only rank 0 prints, another rank does
+    when rank 0 has not failed shortly after. Ctrl-C and `SystemExit` pass through.
+    """
+    started = time.time()
+    try:
+        yield
+    except Exception as error:
+        rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')))
+        shown = os.environ.get('MMCNX2_TRACEBACK') == '1' or not is_user_error(error)
+        written = _write_traceback(traceback_dir(), rank)
+        if rank == 0 or not _rank_zero_explains(traceback_dir(), started):
+            if shown:
+                traceback.print_exc()
+            where = f' (traceback: {written})' if written and not shown else ''
+            on_rank = f' on rank {rank}' if rank else ''
+            print(f'error{on_rank}: {one_line(error)}{where}', file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def _write_traceback(folder: Path | str | None, rank: int) -> Path | None:
+    if folder is None:
+        return None
+    path = Path(folder) / _traceback_name(rank)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{" ".join(sys.argv)}\n\n{traceback.format_exc()}')
+    except OSError:  # a folder that cannot be written may be the very error that is reported
+        return None
+    return path
+
+
+def _traceback_name(rank: int) -> str:
+    return f'traceback.rank{rank}.txt' if rank else 'traceback.txt'
+
+
+def _rank_zero_explains(folder: Path | str | None, started: float, patience_s: float = 5.) -> bool:
+    """True when rank 0 wrote a traceback of this run; waits as long as an error that all ranks meet needs to reach it.
+
+    Without a folder the run has not got further than its config, which all ranks read alike.
+    """
+    if folder is None:
+        return True
+    path = Path(folder) / _traceback_name(0)
+    deadline = time.time() + patience_s
+    while time.time() < deadline:
+        if path.exists() and path.stat().st_mtime >= started - 1:
+            return True
+        time.sleep(0.1)
+    return False

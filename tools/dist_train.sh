@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Train with several processes on one or more machines (torchrun); without CUDA the processes run on the CPU.
+#     bash tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each. Touch it for launching only. Guarded by tests/test_tools.py.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/dist_run.sh"
+run_distributed train.py 'CONFIG GPUS [options of train.py]' 1 "$@"

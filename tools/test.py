@@ -1,0 +1,167 @@
+"""Test a checkpoint: box and mask AP, mIoU, top-1, or the reconstruction loss of a pretraining run, by what the config says.
+
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE ...]
+
+For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. A mistake ends as one line
+`error: ...` and exit code 1, as in train.py.
+Touch this file for what is special to testing; what training needs too stands in mmcnx2/engine/run_config.py. Guarded by tests/test_tools.py.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an installed copy is on the path already
+    sys.path.insert(0, str(ROOT))
+
+try:
+    import torch
+    from mmengine.config import Config, ConfigDict
+    from mmengine.dist import all_reduce, is_main_process
+    from mmengine.evaluator import DumpResults
+    from mmengine.runner import Runner
+
+    import mmcnx2  # noqa: F401  (its registries)
+    from mmcnx2.engine import run_config
+    from mmcnx2.engine.user_errors import explain_errors
+except ImportError as error:
+    sys.exit(f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python tools/doctor.py` says what is missing')
+
+# How each task's hook is told to draw its predictions into a folder
+DRAWING_HOOKS = {
+    'mmdet': dict(type='DetVisualizationHook', draw=True, folder='test_out_dir'),
+    'mmseg': dict(type='SegVisualizationHook', draw=True, folder=None),  # its visualizer knows the folder
+    'mmpretrain': dict(type='VisualizationHook', enable=True, folder='out_dir'),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or its path below our configs, such as demo/x.py')
+    parser.add_argument('checkpoint', help='checkpoint file that tools/train.py wrote')
+    parser.add_argument('--out', metavar='FILE', help='*.json: write the metrics there; *.pkl: write the predictions there')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into pictures in this folder')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_model and tta_pipeline")
+    run_config.add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def measures_only_the_loss(cfg: Config) -> bool:
+    """True for a pretraining config: there is nothing to evaluate predictions against."""
+    return cfg.default_scope in ('mmpretrain', 'mmcnx2') and not cfg.get('test_evaluator') and not cfg.get('val_evaluator')
+
+
+def use_validation_data_when_no_test_data(cfg: Config, name: str) -> None:
+    """A config without a test set of its own is tested on its validation set."""
+    for kind in ('dataloader', 'evaluator', 'cfg'):
+        if not cfg.get(f'test_{kind}') and cfg.get(f'val_{kind}'):
+            cfg[f'test_{kind}'] = ConfigDict() if kind == 'cfg' else cfg[f'val_{kind}']
+    missing = [key for key in ('test_dataloader', 'test_evaluator') if not cfg.get(key)]
+    if missing:
+        raise ValueError(f'{name} has no {" and no ".join(missing)} (nor val_...): there is nothing to test on')
+    if cfg.get('test_cfg') is None:
+        cfg.test_cfg = ConfigDict()
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    if cfg.default_scope not in DRAWING_HOOKS:
+        raise ValueError(f'--show-dir works for {", ".join(DRAWING_HOOKS)}; this config is of {cfg.default_scope}')
+    options = dict(DRAWING_HOOKS[cfg.default_scope])
+    argument = options.pop('folder')
+    if argument:
+        options[argument] = folder
+    else:
+        cfg.visualizer.save_dir = folder
+    cfg.setdefault('default_hooks', ConfigDict())
+    cfg.default_hooks.setdefault('visualization', ConfigDict()).update(options)
+
+
+def augment_test_time(cfg: Config, name: str) -> None:
+    missing = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
+    if missing:
+        raise ValueError(f'--tta needs {" and ".join(missing)} in {name}')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # wrappers such as RepeatDataset
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
+    """Mean of each loss over the test (else validation) images, weighted by batch size, with the model in evaluation mode.
+
+    Random masks come from `randomness.seed` (0 without one), so that two checkpoints are measured on the same masks.
+    """
+    loader_cfg = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if not loader_cfg:
+        raise ValueError(f'{args.config} is a pretraining config without test_dataloader or val_dataloader. Give it one, shaped like its '
+                         'train_dataloader, to measure the reconstruction loss of held-out images')
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
+        cfg[key] = None
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    runner = run_config.build_runner(cfg, strict=True)
+    runner.load_or_resume()
+    loader = Runner.build_dataloader(loader_cfg, seed=seed)
+    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    model.eval()
+    torch.manual_seed(seed)
+    sums: dict[str, torch.Tensor] = {}
+    num_images = torch.zeros((), dtype=torch.float64)
+    for data in loader:
+        with torch.no_grad():
+            data = model.data_preprocessor(data, False)
+            _, logged = model.parse_losses(model(**data, mode='loss'))
+        num_images += len(data['inputs'])
+        for key, value in logged.items():
+            sums[key] = sums.get(key, 0) + value.detach().double().cpu() * len(data['inputs'])
+    for value in (num_images, *sums.values()):
+        all_reduce(value)
+    metrics = {key: float(value / num_images) for key, value in sums.items()}
+    runner.logger.info(f'reconstruction of {int(num_images)} images: {metrics}')
+    return metrics
+
+
+def predictions_and_metrics(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
+    use_validation_data_when_no_test_data(cfg, args.config)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    if args.tta:
+        augment_test_time(cfg, args.config)
+    runner = run_config.build_runner(cfg, strict=True)
+    if args.out and args.out.endswith(('.pkl', '.pickle')):
+        if cfg.default_scope == 'mmdet':  # encodes masks as RLE
+            from mmdet.evaluation import DumpDetResults as Dump
+        else:
+            Dump = DumpResults
+        runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+    return runner.test()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = None
+    with explain_errors(lambda: cfg.work_dir if cfg else args.work_dir):
+        if args.out and not args.out.endswith(('.json', '.pkl', '.pickle')):
+            raise ValueError(f'--out is {args.out!r}; it must end in .json (metrics) or .pkl (predictions)')
+        run_config.read_safely(args.unsafe_load)
+        cfg = run_config.load_config(args)
+        run_config.check_checkpoint_exists(args.checkpoint)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        run_config.start_distributed(cfg.launcher)
+        if measures_only_the_loss(cfg):
+            if args.tta or args.show_dir or (args.out and not args.out.endswith('.json')):
+                raise ValueError('--tta, --show-dir and predictions are for tasks with labels; a pretraining config gives its loss only')
+            metrics = reconstruction_loss(cfg, args)
+        else:
+            metrics = predictions_and_metrics(cfg, args)
+        if is_main_process():
+            for name, value in metrics.items():
+                print(f'{name}: {value}')
+            if args.out and args.out.endswith('.json'):
+                Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+                Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
