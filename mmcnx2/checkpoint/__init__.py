@@ -1,4 +1,9 @@
-"""Checkpoints from anywhere: read safely (load.py), converted strictly (convert.py) by tables (key_rules.py)."""
-from mmcnx2.checkpoint.convert import CheckpointError, convert_state_dict, detect_layout
+"""Checkpoints from anywhere: read safely (load.py), converted strictly (convert.py) by tables (key_rules.py).
 
-__all__ = ['CheckpointError', 'convert_state_dict', 'detect_layout']
+Nothing here builds a model: the backbones import this package. Guarded by tests/checkpoint/.
+"""
+from mmcnx2.checkpoint.convert import CheckpointError, convert_state_dict, detect_layout
+from mmcnx2.checkpoint.load import load_pretrained_backbone, read_checkpoint, save_checkpoint_atomically
+
+__all__ = ['CheckpointError', 'convert_state_dict', 'detect_layout', 'load_pretrained_backbone', 'read_checkpoint',
+           'save_checkpoint_atomically']

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache
 
 from torch import Tensor
 
@@ -86,7 +86,8 @@ def without_dropped(state_dict: Mapping[str, Tensor], drop: Sequence[str]) -> di
 
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     """The name of the layout whose markers the state dict carries. Raises CheckpointError when none or several fit."""
-    names = list(_without_wrapper(state_dict))
+    state_dict = _under_one_prefix(without_wrapper(state_dict))
+    names = list(state_dict)
     marked = [layout for layout, rules in LAYOUTS.items() if rules.marker and any(rules.marker in name for name in names)]
     if len(marked) > 1:
         raise CheckpointError(f'the checkpoint has names of several layouts ({", ".join(marked)}); say which one it is')
@@ -97,7 +98,7 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
                               f'{shown(names, 5)}')
     # Meta's dense names are ours; what stands around the blocks and the axes of GRN tell them apart.
     votes = Counter()
-    for name, tensor in _without_wrapper(state_dict).items():
+    for name, tensor in state_dict.items():
         if re.fullmatch(r'(backbone\.)?(norm|head)\.(weight|bias)|(proj|pred|decoder\.\d+)\..*|mask_token|encoder\..*', name):
             votes['meta'] += 1
         elif re.fullmatch(r'neck\..*|head\.(fc|pred)\..*', name):
@@ -113,7 +114,7 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
 def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:
     """(canonical state dict, prefix under which the backbone stood). Knows nothing yet about completeness."""
     layout = LAYOUTS[source]
-    state_dict = _without_wrapper(state_dict)
+    state_dict = without_wrapper(state_dict)
     prefix = find_backbone_prefix(state_dict, source)
     canonical: dict[str, Tensor] = {}
     left_over, twice, unfit = [], [], []
@@ -146,8 +147,7 @@ def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[st
 def find_backbone_prefix(state_dict: Mapping[str, Tensor], source: str) -> str:
     """What stands before the stem's name: one of the layout's prefixes. Raises when there is no stem, or more than one."""
     layout = LAYOUTS[source]
-    found = [name[:-len(layout.stem)] for name in state_dict if name.endswith(layout.stem)]
-    found = [prefix for prefix in found if prefix == '' or prefix.endswith('.')]
+    found = backbone_prefixes(state_dict, source)
     if not found:
         raise CheckpointError(f'not a {source} checkpoint: there is no stem ({layout.stem}) among its {len(state_dict)} names '
                               f'({shown(state_dict, 3)})')
@@ -157,6 +157,13 @@ def find_backbone_prefix(state_dict: Mapping[str, Tensor], source: str) -> str:
         raise CheckpointError(f'the backbone stands under {found[0]!r}; layout {source} knows '
                               f'{", ".join(map(repr, layout.prefixes))}: take the prefix off first')
     return found[0]
+
+
+def backbone_prefixes(state_dict: Mapping[str, Tensor], source: str) -> list[str]:
+    """Everything that stands before a stem of the layout, '' for a bare backbone."""
+    stem = LAYOUTS[source].stem
+    found = [name.removesuffix(stem) for name in state_dict if name.endswith(stem)]
+    return [prefix for prefix in found if prefix == '' or prefix.endswith('.')]
 
 
 def measure_structure(canonical: Mapping[str, Tensor]) -> Structure:
@@ -183,7 +190,7 @@ def measure_structure(canonical: Mapping[str, Tensor]) -> Structure:
     size = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
     has_decoder = any(name.startswith(('neck.', 'head.pred.')) for name in canonical)
     return Structure(tuple(depths), tuple(size[f'C{i}'] for i in range(4)), size['I'],
-                     max(decoder_depth, 1) if has_decoder else None, size.get('D') if has_decoder else None)
+                     decoder_depth if has_decoder else None, size.get('D') if has_decoder else None)
 
 
 def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_of: Callable[[str], str],
@@ -294,7 +301,7 @@ def shown(names: Iterable[str], count: int = NUM_NAMES_SHOWN) -> str:
     return ', '.join(names[:count]) + rest
 
 
-def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names_are_fine = all(isinstance(name, str) for name in state_dict)
     others = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if not names_are_fine or others or not state_dict:
@@ -306,6 +313,15 @@ def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state_dict)
 
 
+def _under_one_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the backbone of a whole detector: parts around it may use names that another layout's backbone has."""
+    prefixes = {prefix for layout in LAYOUTS for prefix in backbone_prefixes(state_dict, layout)}
+    if prefixes == {'backbone.'}:
+        return {name: tensor for name, tensor in state_dict.items()
+                if name.startswith(('backbone.', 'head.', 'neck.', 'norm.', 'mask_token', 'decoder.'))}
+    return state_dict
+
+
 def _read_order(layout: Layout, state_dict: Mapping[str, Tensor], prefix: str) -> list[Rule]:
     """The layout's rules for backbone tensors; where it shares norm3, only the reading of it that applies here."""
     if not layout.shares_norm3:
@@ -315,7 +331,7 @@ def _read_order(layout: Layout, state_dict: Mapping[str, Tensor], prefix: str) -
     return [rule for rule in layout.backbone if rule.canonical != other_reading]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _regex(pattern: str) -> re.Pattern[str]:
     """A pattern of key_rules.py as a regular expression with one named group per placeholder."""
     pieces = re.split(r'\{([a-z])\}', pattern)
@@ -331,7 +347,7 @@ def _first_match(rules: list[tuple[str, Rule]], name: str) -> tuple[Rule | None,
     return None, {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _canonical_pattern(name: str):
     """(the row of TENSORS, its placeholders' values) for a canonical name."""
     for tensor in TENSORS:
