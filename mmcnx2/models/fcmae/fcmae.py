@@ -1,0 +1,117 @@
+"""FCMAE: the fully convolutional masked autoencoder of ConvNeXt V2 (arXiv 2301.00808).
+
+images --masking--> visible cells --backbone--> features --neck--> decoded --head--> pixels, loss on hidden cells
+
+Touch this file for the order of these steps only; each has its own file beside this one. Guarded by tests/models/test_fcmae.py.
+"""
+from __future__ import annotations
+
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from mmcnx2.registry import MODELS
+
+from ..layers import DenseLayout, Layout, VisibleLayout
+from ..layers.layout import check_grn_over
+from .masking import random_visible
+
+LAYOUTS = {'visible': VisibleLayout, 'dense': DenseLayout}
+
+
+@MODELS.register_module()
+class FCMAE(BaseModel):
+    """Masked image modelling with a convolutional encoder that computes on visible cells only, in mmpretrain's conventions.
+
+    The backbone is the ordinary one: the `backbone.*` entries of a checkpoint are a backbone checkpoint. It has no output norms here, so
+    every parameter of the model gets a gradient.
+
+    Args:
+        backbone: config of a backbone written against layouts; out_norm=False and the last map alone are set.
+        neck: config of the decoder; its in_channels is filled in.
+        head: config of the head; in_channels, image_channels and stride are filled in.
+        mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
+        patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
+        layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal results.
+        grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
+        data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(self, backbone: dict, neck: dict | None = None, head: dict | None = None, mask_ratio: float = 0.6,
+                 patch_size: int = 32, layout: str = 'visible', grn_over: str = 'image', data_preprocessor: dict | None = None,
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout='{layout}' is not known; choose one of {tuple(LAYOUTS)}.")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f'mask_ratio={mask_ratio} hides {"everything" if mask_ratio >= 1 else "nothing"}; '
+                             'choose a share between 0 and 1 (the paper: 0.6).')
+        if backbone.get('out_norm'):
+            raise ValueError('backbone.out_norm=True: its norms would get no gradient in pretraining. Leave it out; the detector '
+                             'and the segmentor bring fresh ones.')
+        check_grn_over(grn_over)
+        self.backbone = MODELS.build({**backbone, 'out_norm': False, 'out_indices': -1})
+        stride = self.backbone.total_stride
+        if patch_size < stride or patch_size % stride:
+            raise ValueError(f'patch_size={patch_size} is not a multiple of the total stride of the backbone, {stride} px.')
+        self.neck = MODELS.build({'type': 'mmcnx2.FCMAEDecoder', **(neck or {}), 'in_channels': self.backbone.channels[-1]})
+        self.head = MODELS.build({'type': 'mmcnx2.PixelReconstructionHead', **(head or {}), 'stride': stride,
+                                  'in_channels': self.neck.decoder_channels, 'image_channels': self.backbone.in_channels})
+        self.mask_ratio, self.patch_size, self.layout, self.grn_over = mask_ratio, patch_size, layout, grn_over
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> dict | tuple[Tensor, ...]:
+        """mode 'loss': dict(loss=...); mode 'tensor': the backbone's maps of the whole images."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'tensor':
+            return self.backbone(inputs)
+        raise ValueError(f"mode='{mode}': FCMAE knows 'loss' and 'tensor'.")
+
+    def loss(self, images_BCHW: Tensor, data_samples: list | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
+        """dict(loss=scalar): error on hidden cells of normalised images.
+
+        Args:
+            images_BCHW: sides must be multiples of patch_size.
+            data_samples: when each carries the metainfo `sample_seed`, its mask depends on that seed alone.
+            visible: bool (B, G, G), True = seen; drawn by `draw_visible` when None.
+        """
+        visible_BGG = self.draw_visible(images_BCHW, data_samples) if visible is None else visible
+        predictions_BLP = self.reconstruct(images_BCHW, visible_BGG)
+        return dict(loss=self.head.loss(predictions_BLP, images_BCHW, visible_BGG))
+
+    def draw_visible(self, images_BCHW: Tensor, data_samples: list | None = None) -> Tensor:
+        """visible_BGG at random, the same number in every image."""
+        grid_shape = tuple(size // self.patch_size for size in images_BCHW.shape[-2:])
+        self._check_sizes(images_BCHW, grid_shape)
+        seeds = [sample.get('sample_seed') for sample in data_samples or []]
+        seeds = seeds if seeds and None not in seeds else None
+        return random_visible(len(images_BCHW), grid_shape, self.mask_ratio, images_BCHW.device, seeds)
+
+    def encode(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
+        """features_BCGG of visible cells, zeros in hidden ones; patch_size / total stride positions per side of a cell."""
+        self._check_sizes(images_BCHW, visible_BGG.shape[1:])
+        return self.backbone(images_BCHW, self._layout_of(visible_BGG))[-1]
+
+    def reconstruct(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
+        """predictions_BLP: values of every cell, row by row, P = patch_size * patch_size * channels in (row, column, channel)
+        order; normalised per cell when the head's norm_pix is on. Only hidden cells are trained."""
+        features_BCHW = self.encode(images_BCHW, visible_BGG)
+        positions_per_side = self.patch_size // self.backbone.total_stride
+        visible_BHW = visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        return self.head(self.neck(features_BCHW, visible_BHW), self.patch_size)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
+        """As the backbone's, for parameters of the whole model."""
+        return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
+
+    def _layout_of(self, visible_BGG: Tensor) -> Layout:
+        return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over)
+
+    def _check_sizes(self, images_BCHW: Tensor, grid_shape: tuple[int, int]) -> None:
+        sizes = tuple(images_BCHW.shape[-2:])
+        if sizes != tuple(cells * self.patch_size for cells in grid_shape) or 0 in grid_shape:
+            raise ValueError(f'images of {sizes[0]} x {sizes[1]} px do not fit a grid of {grid_shape[0]} x {grid_shape[1]} cells of '
+                             f'patch_size={self.patch_size} px; make both sides multiples of {self.patch_size} '
+                             '(the crop size in the pipeline), or choose another patch_size.')

@@ -1,0 +1,180 @@
+"""Where the positions of a feature map live. A block computes; a layout knows its neighbours.
+
+A layout answers four questions: how pixels become its values (`from_images`), what a depthwise convolution gives (`conv`),
+over which positions GRN sums (`channel_norms`), and what ordinary map the values stand for (`to_map`). All values are channels
+last. A convolution whose stride equals its kernel never leaves a position's own window: it is a linear layer in any layout (patch_linear.py).
+
+Shape letters: B images, C channels, H W rows and columns, G G rows and columns of the grid of cells (the two need not be equal),
+K visible cells per image, P positions per side of a cell at the current stride, S pixels per side of a cell.
+
+Touch this file to add a layout or a faster way to one of the four answers. Not for: masks (fcmae/masking.py), parameters.
+Guarded by tests/models/test_layout.py.
+"""
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+GRN_SCOPES = ('image', 'batch')
+
+
+class Layout(Protocol):
+    """What a backbone asks of a layout; see the head of this file."""
+
+    def from_images(self, images_BCHW: Tensor) -> Tensor: ...
+    def conv(self, x: Tensor, module: nn.Module) -> Tensor: ...
+    def channel_norms(self, x: Tensor) -> Tensor: ...
+    def to_map(self, x: Tensor) -> Tensor: ...
+
+
+def check_grn_over(grn_over: str) -> None:
+    if grn_over not in GRN_SCOPES:
+        raise ValueError(f'grn_over={grn_over!r} is not known; use one of {GRN_SCOPES}: the norm of GRN is taken over each '
+                         "image ('image') or over all images on the device ('batch', as the official PyTorch code does).")
+
+
+def _norm_over(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """L2 norm over dims, kept as size 1; accumulated in float32 when x is narrower."""
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
+    return module(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DenseLayout:
+    """Every position of the map is there: values x_BHWC.
+
+    With `visible_BGG` the same map stands for a masked one: hidden positions count as zero in convolutions, GRN and the resulting
+    map. That is the slow, obvious form of `VisibleLayout` and its yardstick.
+
+    Args:
+        visible_BGG: bool, True where a cell is seen; None for ordinary images.
+        grn_over: 'image' or 'batch'.
+    """
+
+    def __init__(self, visible_BGG: Tensor | None = None, grn_over: str = 'image') -> None:
+        check_grn_over(grn_over)
+        self.visible_BGG = visible_BGG
+        self.grn_dims = (1, 2) if grn_over == 'image' else (0, 1, 2)
+
+    def _hide(self, x_BHWC: Tensor) -> Tensor:
+        if self.visible_BGG is None:
+            return x_BHWC
+        positions_per_side = x_BHWC.shape[1] // self.visible_BGG.shape[1]
+        visible_BHW = self.visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        return torch.where(visible_BHW[..., None], x_BHWC, x_BHWC.new_zeros(()))
+
+    def from_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images -> x_BHWC at stride 1."""
+        return images_BCHW.permute(0, 2, 3, 1)
+
+    def conv(self, x_BHWC: Tensor, module: nn.Module) -> Tensor:
+        """The stride-1, size-preserving convolution `module` (NCHW) of the map."""
+        return _conv_channels_last(self._hide(x_BHWC), module)
+
+    def channel_norms(self, x_BHWC: Tensor) -> Tensor:
+        """L2 norm of each channel, (B, 1, 1, C) per image or (1, 1, 1, C) over the batch, at least float32."""
+        return _norm_over(self._hide(x_BHWC), self.grn_dims)
+
+    def to_map(self, x_BHWC: Tensor) -> Tensor:
+        """Contiguous map (B, C, H, W); zero in hidden cells."""
+        return self._hide(x_BHWC).permute(0, 3, 1, 2).contiguous()
+
+
+class _SpreadRows(torch.autograd.Function):
+    """Rows to their places in a larger, else zero matrix. Places are unique, so the gradient is a plain read."""
+
+    @staticmethod
+    def forward(ctx, values_NC: Tensor, places_N: Tensor, num_rows: int) -> Tensor:
+        ctx.save_for_backward(places_N)
+        return values_NC.new_zeros(num_rows, values_NC.shape[1]).index_copy_(0, places_N, values_NC)
+
+    @staticmethod
+    def backward(ctx, grad_RC: Tensor):
+        return _TakeRows.apply(grad_RC.contiguous(), ctx.saved_tensors[0]), None, None
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows from their places. The gradient writes each place once, where autograd's own would add."""
+
+    @staticmethod
+    def forward(ctx, matrix_RC: Tensor, places_N: Tensor) -> Tensor:
+        ctx.save_for_backward(places_N)
+        ctx.num_rows = matrix_RC.shape[0]
+        return matrix_RC.index_select(0, places_N)
+
+    @staticmethod
+    def backward(ctx, grad_NC: Tensor):
+        return _SpreadRows.apply(grad_NC.contiguous(), ctx.saved_tensors[0], ctx.num_rows), None
+
+
+class VisibleLayout:
+    """Only the visible cells are there: values x_BKPPC, the cells of each image in row-major order.
+
+    Every image hides the same number of cells, so the values are a regular tensor and everything except the depthwise convolution
+    costs K / (G * G) of the dense map. The convolution sees zeros in hidden cells.
+
+    Args:
+        visible_BGG: bool, True where a cell is seen.
+        grn_over: 'image' or 'batch'.
+
+    Raises:
+        ValueError: images see different numbers of cells, or none.
+    """
+
+    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image') -> None:
+        check_grn_over(grn_over)
+        self.grn_dims = (1, 2, 3) if grn_over == 'image' else (0, 1, 2, 3)
+        self.num_images, *self.grid_shape = visible_BGG.shape
+        self.cells_N = visible_BGG.flatten().nonzero().squeeze(1)  # flat index of each visible cell in (B, G, G)
+        self.num_visible = self.cells_N.numel() // self.num_images
+        counts = visible_BGG.flatten(1).sum(1)
+        if self.num_visible == 0 or bool((counts != self.num_visible).any()):
+            raise ValueError(f'the images of a batch must see the same number of cells, at least 1; these see {counts.tolist()}. '
+                             "Draw them with masking.random_visible, or use layout='dense'.")
+        self._places: dict[int, Tensor] = {}
+
+    def _places_at(self, positions_per_side: int) -> Tensor:
+        """Row of each visible position in the dense map flattened to (B * H * W, C)."""
+        if positions_per_side not in self._places:
+            P = positions_per_side
+            grid_rows, grid_columns = self.grid_shape
+            row_of_cell = self.cells_N // grid_columns  # counts through the batch
+            column_of_cell = self.cells_N % grid_columns
+            inside = torch.arange(P, device=self.cells_N.device)
+            rows = row_of_cell[:, None] * P + inside  # (B * K, P)
+            columns = column_of_cell[:, None] * P + inside
+            self._places[P] = (rows[:, :, None] * (grid_columns * P) + columns[:, None, :]).flatten()
+        return self._places[positions_per_side]
+
+    def _spread(self, x_BKPPC: Tensor) -> Tensor:
+        """Dense map (B, H, W, C), zero in hidden cells."""
+        P, C = x_BKPPC.shape[-2:]
+        H, W = (size * P for size in self.grid_shape)
+        dense = _SpreadRows.apply(x_BKPPC.reshape(-1, C), self._places_at(P), self.num_images * H * W)
+        return dense.view(self.num_images, H, W, C)
+
+    def from_images(self, images_BCHW: Tensor) -> Tensor:
+        """Pixels of the visible cells, (B, K, S, S, C)."""
+        B, C, H, W = images_BCHW.shape
+        grid_rows, grid_columns = self.grid_shape
+        S = H // grid_rows
+        cells = images_BCHW.reshape(B, C, grid_rows, S, grid_columns, S).permute(0, 2, 4, 3, 5, 1)
+        return cells.reshape(-1, S * S * C).index_select(0, self.cells_N).view(B, self.num_visible, S, S, C)
+
+    def conv(self, x_BKPPC: Tensor, module: nn.Module) -> Tensor:
+        """The stride-1, size-preserving convolution `module` (NCHW) at visible positions; hidden ones enter as zero."""
+        dense_BHWC = _conv_channels_last(self._spread(x_BKPPC), module)
+        rows = dense_BHWC.reshape(-1, dense_BHWC.shape[-1])
+        return _TakeRows.apply(rows, self._places_at(x_BKPPC.shape[-2])).view(*x_BKPPC.shape[:-1], -1)
+
+    def channel_norms(self, x_BKPPC: Tensor) -> Tensor:
+        """L2 norm of each channel over visible positions, (B, 1, 1, 1, C) per image or (1, 1, 1, 1, C), at least float32."""
+        return _norm_over(x_BKPPC, self.grn_dims)
+
+    def to_map(self, x_BKPPC: Tensor) -> Tensor:
+        """Contiguous map (B, C, H, W); zero in hidden cells."""
+        return self._spread(x_BKPPC).permute(0, 3, 1, 2).contiguous()
