@@ -1,8 +1,8 @@
 """Checkpoint step 2 of 3: rename and reshape a state dict from one layout to another, all of it or nothing.
 
-source layout --rules--> canonical layout --structure check--> canonical layout --rules--> target layout. The rules are data
-(key_rules.py); this file applies them and is strict: a key that no rule knows, two keys for one target, a wrong shape, or a
-tensor that a stage or block lacks stops the conversion with the list.
+source layout --rules--> canonical layout --structure check--> canonical layout --rules--> target layout. The rules
+are data (key_rules.py); this file applies them and is strict: a key that no rule knows, two keys for one target, a
+wrong shape, or a tensor that a stage or block lacks stops the conversion with the list.
 
 Touch this file to change what "strict" means. Not for files (load.py) and not for names (key_rules.py). Guarded by
 tests/checkpoint/test_convert.py and tests/checkpoint/test_other_libraries.py.
@@ -23,6 +23,8 @@ from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Layout, Rule
 
 NUM_NAMES_SHOWN = 10
 _PLACEHOLDERS = {'i': r'(?P<i>[0-3])', 'j': r'(?P<j>0|[1-9]\d*)', 'd': r'(?P<d>0|[1-9]\d*)', 'p': '(?P<p>weight|bias)'}
+_ONLY_META = re.compile(r'(backbone\.)?(norm|head)\.(weight|bias)|(proj|pred|decoder\.\d+)\..*|mask_token|encoder\..*')
+_ONLY_MMCNX2 = re.compile(r'neck\..*|head\.(fc|pred)\..*')
 _REQUIRED_GROUPS = ('stem', 'downsample', 'block')
 
 
@@ -48,47 +50,53 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], *, source: str, target:
                        expect_missing: Sequence[str] = ()) -> dict[str, Tensor]:
     """The same weights under the names and shapes of another layout, bit for bit.
 
-    `state_dict` holds a ConvNeXt backbone, alone or with its classifier, its output norms (norm0..norm3) or its FCMAE decoder.
-    `source` and `target` are among mmcnx2, meta, meta-sparse, timm, huggingface, mmpretrain; `source` may be 'auto'
-    (`detect_layout`). In layout mmcnx2 the backbone's names start with 'backbone.' as in a runner's checkpoint; the names of a
-    bare backbone are read too. A wrapper's prefix ('module.') is taken off.
+    `state_dict` holds a ConvNeXt backbone, alone or with its classifier, its output norms (norm0..norm3) or its FCMAE
+    decoder. `source` and `target` are among mmcnx2, meta, meta-sparse, timm, huggingface, mmpretrain; `source` may be
+    'auto' (`detect_layout`). In layout mmcnx2 the backbone's names start with 'backbone.' as in a runner's
+    checkpoint; the names of a bare backbone are read too. A wrapper's prefix ('module.') is taken off.
 
-    `drop`: patterns (* and ?) of source names to leave out; each must match something. FCMAE's decoder has no place in timm,
-    huggingface and mmpretrain, so exporting it there needs them. `expect_missing`: patterns of target names that may be absent.
+    `drop`: patterns (* and ?) of source names to leave out; each must match something. FCMAE's decoder has no place
+    in timm, huggingface and mmpretrain, so exporting it there needs them. `expect_missing`: patterns of target names
+    that may be absent.
 
-    The classifier's norm comes after global average pooling. mmcnx2 and mmpretrain call it norm3 too, as the last of the
-    dense output norms; a norm3 that stands alone, without norm0, norm1 and norm2, is taken for the classifier's.
+    The classifier's norm comes after global average pooling. mmcnx2 and mmpretrain call it norm3 too, as the last of
+    the dense output norms; a norm3 that stands alone, without norm0, norm1 and norm2, is taken for the classifier's.
 
     Raises CheckpointError for names left over, double targets, wrong shapes and incomplete blocks.
     """
+    state_dict = without_dropped(state_dict, drop)
     if source == 'auto':
         source = detect_layout(state_dict)
     for role, name in (('source', source), ('target', target)):
         if name not in LAYOUTS:
             raise CheckpointError(f'unknown {role} layout {name!r}; allowed: {", ".join(LAYOUTS)}')
-    canonical, prefix = to_canonical(without_dropped(state_dict, drop), source)
+    canonical, prefix = to_canonical(state_dict, source)
     structure = measure_structure(canonical)
     to_target = _Exporter(target, canonical, structure)
-    check_complete(canonical, structure, to_target.name_of, expect_missing, f'layout {source}, backbone under {prefix!r}')
+    check_complete(canonical, structure, to_target.name_of, expect_missing,
+                   f'layout {source}, backbone under {prefix!r}')
     return to_target.convert()
 
 
 def without_dropped(state_dict: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
-    """The entries that no pattern of `drop` matches. A pattern that matches nothing is an error: it is a typing mistake."""
+    """The entries that no pattern of `drop` matches. A pattern that matches nothing is an error: it is a typing
+    mistake."""
     if isinstance(drop, str):
         raise TypeError(f'drop takes a list of patterns, got the string {drop!r}')
     for pattern in drop:
         if not any(fnmatchcase(name, pattern) for name in state_dict):
-            raise CheckpointError(f'drop pattern {pattern!r} matches no name of the checkpoint ({shown(state_dict, 3)})')
+            raise CheckpointError(f'drop pattern {pattern!r} matches no name of the checkpoint '
+                                  f'({shown(state_dict, 3)})')
     return {name: tensor for name, tensor in state_dict.items()
             if not any(fnmatchcase(name, pattern) for pattern in drop)}
 
 
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     """The name of the layout whose markers the state dict carries. Raises CheckpointError when none or several fit."""
-    state_dict = _under_one_prefix(without_wrapper(state_dict))
+    state_dict = _backbone_of_a_model(without_wrapper(state_dict))
     names = list(state_dict)
-    marked = [layout for layout, rules in LAYOUTS.items() if rules.marker and any(rules.marker in name for name in names)]
+    marked = [layout for layout, rules in LAYOUTS.items()
+              if rules.marker and any(rules.marker in name for name in names)]
     if len(marked) > 1:
         raise CheckpointError(f'the checkpoint has names of several layouts ({", ".join(marked)}); say which one it is')
     if marked:
@@ -99,9 +107,9 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     # Meta's dense names are ours; what stands around the blocks and the axes of GRN tell them apart.
     votes = Counter()
     for name, tensor in state_dict.items():
-        if re.fullmatch(r'(backbone\.)?(norm|head)\.(weight|bias)|(proj|pred|decoder\.\d+)\..*|mask_token|encoder\..*', name):
+        if _ONLY_META.fullmatch(name):
             votes['meta'] += 1
-        elif re.fullmatch(r'neck\..*|head\.(fc|pred)\..*', name):
+        elif _ONLY_MMCNX2.fullmatch(name):
             votes['mmcnx2'] += 1
         elif name.endswith(('.grn.gamma', '.grn.beta')):
             votes['mmcnx2' if tensor.dim() == 1 else 'meta'] += 1
@@ -118,7 +126,8 @@ def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[st
     prefix = find_backbone_prefix(state_dict, source)
     canonical: dict[str, Tensor] = {}
     left_over, twice, unfit = [], [], []
-    rules = [(prefix, rule) for rule in _read_order(layout, state_dict, prefix)] + [('', rule) for rule in layout.around]
+    rules = [(prefix, rule) for rule in _read_order(layout, state_dict, prefix)]
+    rules += [('', rule) for rule in layout.around]
     for name, tensor in state_dict.items():
         rule, values = _first_match(rules, name)
         if rule is None:
@@ -127,6 +136,9 @@ def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[st
         target = rule.canonical.format(**values)
         if target in canonical:
             twice.append(name)
+            continue
+        if not tensor.is_floating_point():
+            unfit.append(f'{name} has dtype {tensor.dtype}')
             continue
         try:
             canonical[target] = KINDS[rule.kind].to_canonical(tensor)
@@ -138,21 +150,23 @@ def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[st
     if twice:
         problems.append(f'{len(twice)} names for a tensor that another name has given already: {shown(twice)}')
     if unfit:
-        problems.append(f'{len(unfit)} tensors of a wrong shape: {shown(unfit)}')
+        problems.append(f'{len(unfit)} tensors that cannot be what their names say: {shown(unfit)}')
     if problems:
         raise CheckpointError(f'not a {source} checkpoint (backbone under {prefix!r}): ' + '; '.join(problems))
     return canonical, prefix
 
 
 def find_backbone_prefix(state_dict: Mapping[str, Tensor], source: str) -> str:
-    """What stands before the stem's name: one of the layout's prefixes. Raises when there is no stem, or more than one."""
+    """What stands before the stem's name: one of the layout's prefixes. Raises when there is no stem, or more than
+    one."""
     layout = LAYOUTS[source]
     found = backbone_prefixes(state_dict, source)
     if not found:
-        raise CheckpointError(f'not a {source} checkpoint: there is no stem ({layout.stem}) among its {len(state_dict)} names '
-                              f'({shown(state_dict, 3)})')
+        raise CheckpointError(f'not a {source} checkpoint: there is no stem ({layout.stem}) among its '
+                              f'{len(state_dict)} names ({shown(state_dict, 3)})')
     if len(found) > 1:
-        raise CheckpointError(f'the checkpoint holds {len(found)} backbones, under {", ".join(map(repr, found))}; drop all but one')
+        raise CheckpointError(f'the checkpoint holds {len(found)} backbones, under {", ".join(map(repr, found))}; '
+                              'drop all but one')
     if found[0] not in layout.prefixes:
         raise CheckpointError(f'the backbone stands under {found[0]!r}; layout {source} knows '
                               f'{", ".join(map(repr, layout.prefixes))}: take the prefix off first')
@@ -195,7 +209,8 @@ def measure_structure(canonical: Mapping[str, Tensor]) -> Structure:
 
 def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_of: Callable[[str], str],
                    expect_missing: Sequence[str], where: str) -> None:
-    """Raise CheckpointError unless every stage and block has all of its tensors, each of the shape the structure asks for.
+    """Raise CheckpointError unless every stage and block has all of its tensors, each of the shape the structure asks
+    for.
 
     `name_of` gives the name under which a missing tensor is reported and compared with `expect_missing`."""
     if isinstance(expect_missing, str):
@@ -249,8 +264,8 @@ class _Exporter:
         self.canonical = canonical
         self.prefix = self._choose_prefix()
         self.timm_mlp = 'conv1x1' if structure.channels in key_rules.TIMM_CONV_MLP_CHANNELS else 'matrix'
-        # A norm3 of dense tasks and the classifier's norm are written under one name where a layout shares it.
-        self.rules = [(self.prefix, rule) for rule in self.layout.backbone] + [('', rule) for rule in self.layout.around]
+        self.rules = [(self.prefix, rule) for rule in self.layout.backbone]
+        self.rules += [('', rule) for rule in self.layout.around]
 
     def _choose_prefix(self) -> str:
         if self.target == 'meta' and 'neck.mask_token' in self.canonical:
@@ -287,8 +302,9 @@ class _Exporter:
             converted[target_name] = KINDS[kind].from_canonical(tensor)
         if homeless:
             parts = sorted({name.split('.')[0] + '.' + name.split('.')[1] for name in homeless})
-            raise CheckpointError(f'layout {self.target} has no place for {len(homeless)} tensors: {shown(homeless)}; leave them '
-                                  f'out with drop patterns of their names in the source (they belong to {", ".join(parts)})')
+            raise CheckpointError(
+                f'layout {self.target} has no place for {len(homeless)} tensors: {shown(homeless)}; leave them out with '
+                f'drop patterns of their names in the source (they belong to {", ".join(parts)})')
         if twice:
             raise CheckpointError(f'two tensors would get one name in layout {self.target}: {shown(twice)}')
         return converted
@@ -313,12 +329,12 @@ def without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state_dict)
 
 
-def _under_one_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Only the backbone of a whole detector: parts around it may use names that another layout's backbone has."""
+def _backbone_of_a_model(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the names under 'backbone.' where that is the one place of a stem: what stands around a backbone in a detector
+    may have names that another layout's backbone has."""
     prefixes = {prefix for layout in LAYOUTS for prefix in backbone_prefixes(state_dict, layout)}
     if prefixes == {'backbone.'}:
-        return {name: tensor for name, tensor in state_dict.items()
-                if name.startswith(('backbone.', 'head.', 'neck.', 'norm.', 'mask_token', 'decoder.'))}
+        return {name: tensor for name, tensor in state_dict.items() if name.startswith('backbone.')}
     return state_dict
 
 
@@ -360,8 +376,8 @@ def _canonical_pattern(name: str):
 def _symbol(letter: str, values: Mapping[str, str]) -> tuple[str, int]:
     """(the size's name in the whole model, factor) of a shape letter: 'CC' in stage 2 is 4 times 'C2'."""
     stage = int(values.get('i', 0))
-    return {'C': (f'C{stage}', 1), 'CC': (f'C{stage}', 4), 'B': (f'C{stage - 1}', 1), 'L': ('C3', 1), 'DD': ('D', 4)}.get(
-        letter, (letter, 1))
+    symbols = {'C': (f'C{stage}', 1), 'CC': (f'C{stage}', 4), 'B': (f'C{stage - 1}', 1), 'L': ('C3', 1), 'DD': ('D', 4)}
+    return symbols.get(letter, (letter, 1))
 
 
 def _expected(structure: Structure, groups: set[str]):

@@ -1,11 +1,13 @@
-"""Checkpoint step 1 of 3, the tables: what each project calls a tensor of ConvNeXt (V1, V2, FCMAE) and how it stores it.
+"""Checkpoint step 1 of 3, the tables: what each project calls a tensor of ConvNeXt (V1, V2, FCMAE) and how it stores
+it.
 
-One canonical layout stands in the middle: mmcnx2's own names and shapes (`TENSORS`). Each other layout is a list of rules
-(its name, the canonical name, how it stores the tensor). Rules are data; convert.py applies them in both directions.
+One canonical layout stands in the middle: mmcnx2's own names and shapes (`TENSORS`). Each other layout is a list of
+rules (its name, the canonical name, how it stores the tensor). Rules are data; convert.py applies them in both
+directions.
 
-Touch this file to teach a further backbone or a further project's names: add rows. Not for reading files (load.py), and no
-logic beyond the storage kinds at the end. Guarded by tests/checkpoint/test_key_rules.py, which breaks each row in turn, and by
-tests/checkpoint/test_other_libraries.py, which compares the outputs of real models.
+Touch this file to teach a further backbone or a further project's names: add rows. Not for reading files (load.py),
+and no logic beyond the storage kinds at the end. Guarded by tests/checkpoint/test_key_rules.py, which breaks each row
+in turn, and by tests/checkpoint/test_other_libraries.py, which compares the outputs of real models.
 
 Patterns: {i} a stage, {j} a block of it, {d} a decoder block, {p} 'weight' or 'bias'.
 """
@@ -45,8 +47,8 @@ def _block(name: str, width: str, group: str) -> tuple[CanonicalTensor, ...]:
     )
 
 
-# Shape letters: C width of stage i, B width of the stage before it, CC = 4 C, I input channels, L width of the last stage,
-# D and DD = 4 D the decoder's widths, P values of a predicted cell, N classes; a digit is itself.
+# Shape letters: C width of stage i, B width of the stage before it, CC = 4 C, I input channels, L width of the last
+# stage, D and DD = 4 D the decoder's widths, P values of a predicted cell, N classes; a digit is itself.
 TENSORS: tuple[CanonicalTensor, ...] = (
     CanonicalTensor('backbone.downsample_layers.0.0.weight', 'C I 4 4', 'stem'),
     CanonicalTensor('backbone.downsample_layers.0.0.bias', 'C', 'stem'),
@@ -70,14 +72,15 @@ TENSORS: tuple[CanonicalTensor, ...] = (
 )
 
 SHARED_NORM = 'norm3'
-"""mmcnx2 and mmpretrain keep the classifier's norm and the norm of the last dense map under this one name. It is read as the
-classifier's when no norm0, norm1 or norm2 stands beside it."""
+"""mmcnx2 and mmpretrain keep the classifier's norm and the norm of the last dense map under this one name. It is read
+as the classifier's when no norm0, norm1 or norm2 stands beside it."""
 
 # --------------------------------------------------------------------------------------------------- the other layouts
 
 
 class Rule(NamedTuple):
-    """`name` in the layout (for a backbone tensor without the prefix under which the backbone stands) <-> `canonical`."""
+    """`name` in the layout (for a backbone tensor without the prefix under which the backbone stands) <->
+    `canonical`."""
 
     name: str
     canonical: str
@@ -85,7 +88,8 @@ class Rule(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How one project stores a ConvNeXt. `stem` finds the backbone; `marker` is a piece of a name that no other layout has."""
+    """How one project stores a ConvNeXt. `stem` finds the backbone; `marker` is a piece of a name that no other
+    layout has."""
 
     prefixes: tuple[str, ...]
     stem: str
@@ -278,13 +282,15 @@ LAYOUTS: dict[str, Layout] = {
 WRAPPER_PREFIXES = ('module.', '_orig_mod.')
 
 TIMM_CONV_MLP_CHANNELS = ((40, 80, 160, 320), (48, 96, 192, 384), (64, 128, 256, 512), (80, 160, 320, 640))
-"""Widths of the sizes (atto, femto, pico, nano) for which timm stores the two linears of a block as 1x1 convolutions."""
+"""Widths of the sizes (atto, femto, pico, nano) for which timm stores the two linears of a block as 1x1
+convolutions."""
 
 # --------------------------------------------------------------------------------------------------- the storage kinds
 
 
 class Kind(NamedTuple):
-    """How a layout stores a tensor: `to_canonical` reads it (and tolerates extra axes of size 1), `from_canonical` writes it.
+    """How a layout stores a tensor: `to_canonical` reads it (and tolerates extra axes of size 1), `from_canonical`
+    writes it.
 
     Both raise ValueError for a tensor that cannot be of this kind."""
 
@@ -317,8 +323,8 @@ def _kernel_side(num_taps: int) -> int:
     return side
 
 
-# MinkowskiEngine numbers the taps of a KxK kernel column by column: tap = row + K * column, the row varies fastest. Splitting
-# that axis gives (column, row), and torch wants (row, column).
+# MinkowskiEngine numbers the taps of a KxK kernel column by column: tap = row + K * column, the row varies fastest.
+# Splitting that axis gives (column, row), and torch wants (row, column).
 def _conv_from_sparse(kernel_TIO: Tensor) -> Tensor:
     if kernel_TIO.dim() != 3:
         raise ValueError('is not a kernel of shape (taps, in, out)')

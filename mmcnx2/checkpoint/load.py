@@ -1,10 +1,11 @@
-"""Checkpoint step 3 of 3: files. Read any checkpoint without executing code, load it into a backbone, write it atomically.
+"""Checkpoint step 3 of 3: files. Read any checkpoint without executing code, load it into a backbone, write it
+atomically.
 
-A file is only ever read as tensors and plain data (weights_only, safetensors). Every way in which a file can be unfit has its
-own one-line CheckpointError, and a backbone is either loaded completely or left untouched.
+A file is only ever read as tensors and plain data (weights_only, safetensors). Every way in which a file can be unfit
+has its own one-line CheckpointError, and a backbone is either loaded completely or left untouched.
 
-Touch this file for file formats, containers and what is accepted into a backbone; not for names of layouts (key_rules.py).
-Guarded by tests/checkpoint/test_load.py.
+Touch this file for file formats, containers and what is accepted into a backbone; not for names of layouts
+(key_rules.py). Guarded by tests/checkpoint/test_load.py.
 """
 from __future__ import annotations
 
@@ -42,15 +43,16 @@ INFLATIONS = ('mean', 'copy', 'zero')
 
 
 def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> dict[str, Any]:
-    """dict(state_dict={name: tensor}, meta={...}, and whatever else the file holds), on the CPU, without executing code.
+    """dict(state_dict={name: tensor}, meta={...}, and whatever else the file holds), on the CPU, without executing
+    code.
 
     Reads torch files (zip and older pickles) and safetensors; the content decides, not the ending. The weights are
-    taken from 'state_dict', 'model' or 'module', or from the top level when the file is a bare state dict. With `use_ema`
-    they are the averaged ones of 'model_ema', 'state_dict_ema' or 'ema'. (mmengine's EMAHook already saves the averaged
-    weights as 'state_dict'.)
+    taken from 'state_dict', 'model' or 'module', or from the top level when the file is a bare state dict. With
+    `use_ema` they are the averaged ones of 'model_ema', 'state_dict_ema' or 'ema'. (mmengine's EMAHook already saves
+    the averaged weights as 'state_dict'.)
 
-    Raises CheckpointError, in one line, for a path that is no checkpoint, a damaged file, a file that would have to execute
-    code, and weights that are not finite.
+    Raises CheckpointError, in one line, for a path that is no checkpoint, a damaged file, a file that would have to
+    execute code, and weights that are not finite.
     """
     path = _existing_file(path)
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
@@ -95,7 +97,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return {'state_dict': tensors, 'meta': dict(file.metadata() or {})}
     except SafetensorError as error:
-        raise CheckpointError(f'{path} is no complete safetensors file (truncated or damaged): {_first_line(error)}') from error
+        raise CheckpointError(f'{path} is no complete safetensors file (truncated or damaged): '
+                              f'{_first_line(error)}') from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -116,11 +119,13 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))
         if refused:
-            raise CheckpointError(f'{path} was not read: it asks for the Python object {refused}, and a checkpoint may only hold '
-                                  'tensors and plain data; save its state dict alone where you trust it') from error
+            raise CheckpointError(
+                f'{path} was not read: it asks for the Python object {refused}, and a checkpoint may only hold tensors '
+                'and plain data; where you trust it, save its state dict alone') from error
         raise CheckpointError(f'{path} is damaged: {_first_line(error)}') from error
     except Exception as error:  # bytes of unknown origin: any error of the parser means an unreadable file
-        raise CheckpointError(f'{path} is damaged or no checkpoint: {type(error).__name__}: {_first_line(error)}') from error
+        raise CheckpointError(f'{path} is damaged or no checkpoint: {type(error).__name__}: '
+                              f'{_first_line(error)}') from error
 
 
 def _history_method(owner: type, name: str) -> Any:
@@ -132,16 +137,20 @@ def _history_method(owner: type, name: str) -> Any:
 
 
 def _plain_data_globals() -> list:
-    """The few classes beside tensors that trainers put into checkpoints: plain data, none of them runs code when built."""
+    """The few classes beside tensors that trainers put into checkpoints: plain data, none of them runs code when
+    built."""
     import argparse
 
     import numpy as np
     from mmengine.logging import HistoryBuffer
     multiarray = np._core.multiarray
-    dtypes = {type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.uint32, bool)}
+    kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.uint32, bool)
+    dtypes = {type(np.dtype(kind)) for kind in kinds}
     return [
         argparse.Namespace,  # the official training script's `args`
-        HistoryBuffer, (_history_method, 'builtins.getattr'), (_history_method, '__builtin__.getattr'),  # mmengine's message hub
+        HistoryBuffer,  # mmengine's message hub
+        (_history_method, 'builtins.getattr'),
+        (_history_method, '__builtin__.getattr'),
         np.ndarray, np.dtype, *dtypes,
         multiarray._reconstruct, multiarray.scalar,
         (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 named them
@@ -151,7 +160,8 @@ def _plain_data_globals() -> list:
 
 def _refused_global(message: str) -> str | None:
     """The name in torch's long message about a pickle that asks for more than plain data; None for other messages."""
-    match = (re.search(r'GLOBAL (\S+\(.*?\)|[\w.]+)', message) or re.search(r'(?:function|class|instance) ([\w.<>\' ]+)', message))
+    match = (re.search(r'GLOBAL (\S+\(.*?\)|[\w.]+)', message)
+             or re.search(r'(?:function|class|instance) ([\w.<>\' ]+)', message))
     return match.group(1).strip() if match else None
 
 
@@ -173,7 +183,8 @@ def _unwrap(content: Any, path: Path, use_ema: bool) -> dict[str, Any]:
         raise CheckpointError(f'{path} holds weights under {" and ".join(found)}; save the wanted ones alone')
     checkpoint = {key: value for key, value in content.items() if key not in (*CONTAINERS, *EMA_CONTAINERS)}
     meta = checkpoint.get('meta')
-    return {**checkpoint, 'state_dict': dict(content[found[0]]), 'meta': dict(meta) if isinstance(meta, Mapping) else {}}
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    return {**checkpoint, 'state_dict': dict(content[found[0]]), 'meta': meta}
 
 
 def _is_state_dict(content: Mapping) -> bool:
@@ -181,7 +192,8 @@ def _is_state_dict(content: Mapping) -> bool:
 
 
 def _check_finite(state_dict: Mapping[str, Tensor], path: Path) -> None:
-    bad = [name for name, tensor in state_dict.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in state_dict.items()
+           if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise CheckpointError(f'{path} has NaN or Inf in {len(bad)} of {len(state_dict)} tensors: {shown(bad, 5)}')
 
@@ -189,26 +201,27 @@ def _check_finite(state_dict: Mapping[str, Tensor], path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_pretrained_backbone(backbone: nn.Module, path: str | os.PathLike, *, source: str = 'auto', prefix: str | None = None,
-                             keep_final_norm: bool = False, use_ema: bool = False, inflate: str | None = None) -> dict[str, Any]:
-    """Load a checkpoint of any layout into an mmcnx2.ConvNeXtV2, all of it or nothing; returns what was done and logs one line.
+def load_pretrained_backbone(backbone: nn.Module, path: str | os.PathLike, *, source: str = 'auto',
+                             prefix: str | None = None, keep_final_norm: bool = False, use_ema: bool = False,
+                             inflate: str | None = None) -> dict[str, Any]:
+    """Load a checkpoint of any layout into an mmcnx2.ConvNeXtV2, all of it or nothing; returns what was done and logs
+    one line.
 
-    Takes the backbone out of whatever it stands in: our pretraining run, a detector, a classifier, an official file. The
-    result is dict(layout, num_tensors, fresh, left_out): `fresh` are the backbone's tensors that keep their initial values.
+    Takes the backbone out of whatever it stands in: our pretraining run, a detector, a classifier, an official file.
+    The result is dict(layout, num_tensors, fresh, left_out): `fresh` are the backbone's tensors that keep their
+    initial values.
 
-    Only output norms may be missing (a pretraining run has none). Output norms that the backbone does not have are left out.
-    The norm of a *classifier* was trained on pooled features: it goes into a backbone that pools (gap_before_final_norm), into
-    a dense backbone's norm3 only with `keep_final_norm`.
+    Only output norms may be missing (a pretraining run has none). Output norms that the backbone does not have are
+    left out. The norm of a *classifier* was trained on pooled features: it goes into a backbone that pools
+    (gap_before_final_norm), into a dense backbone's norm3 only with `keep_final_norm`.
 
     Args:
-        backbone: its state dict has mmcnx2's names, without prefix.
-        path: see `read_checkpoint`.
-        source: a layout's name instead of detecting it.
-        prefix: where the backbone stands in the file, when the file holds several or an unknown name ('student.backbone.').
-        use_ema: take the averaged weights.
-        inflate: when the file's stem has another number of input channels than the backbone: 'mean' gives every channel the
-            mean filter, 'copy' repeats the filters in order (both times old / new channels), 'zero' adds filters of zeros;
-            only 'mean' can make fewer channels. Without it other channels are an error.
+        backbone: its state dict has mmcnx2's names, without prefix. path: see `read_checkpoint`. source: a layout's
+        name instead of detecting it. prefix: where the backbone stands in the file, when the file holds several or an
+        unknown name ('student.backbone.'). use_ema: take the averaged weights. inflate: when the file's stem has
+        another number of input channels than the backbone: 'mean' gives every channel the
+            mean filter, 'copy' repeats the filters in order (both times old / new channels), 'zero' adds filters of
+            zeros; only 'mean' can make fewer channels. Without it other channels are an error.
 
     Raises CheckpointError; the backbone is then unchanged.
     """
@@ -232,16 +245,17 @@ def load_pretrained_backbone(backbone: nn.Module, path: str | os.PathLike, *, so
     print_log('; '.join([f'{len(new)} tensors of layout {layout} from {path}', *notes]), logger='current')
     grns = [tensor for name, tensor in new.items() if '.grn.' in name]
     if grns and not any(tensor.any() for tensor in grns):
-        print_log(f'every GRN parameter of {path} is 0: GRN does nothing. Was the file converted by a tool that lost them?',
+        print_log(f'every GRN parameter of {path} is 0: GRN does nothing. Did a converter lose them?',
                   logger='current', level=logging.WARNING)
-    return dict(layout=layout, num_tensors=len(new), fresh=fresh, left_out=left_out)
+    return {'layout': layout, 'num_tensors': len(new), 'fresh': fresh, 'left_out': left_out}
 
 
 def _backbone_part(state_dict: dict[str, Tensor], source: str, prefix: str | None) -> tuple[str, dict[str, Tensor]]:
     """(layout, the names that belong to the backbone). Heads, necks and decoders around it are not looked at."""
     state_dict = without_wrapper(state_dict)
     if prefix is not None:
-        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()
+                      if name.startswith(prefix)}
         if not state_dict:
             raise CheckpointError(f'no name starts with prefix={prefix!r}')
     if source != 'auto' and source not in LAYOUTS:
@@ -259,9 +273,10 @@ def _fit(canonical: dict[str, Tensor], structure: Structure, backbone: nn.Module
     own = backbone.state_dict()
     model = measure_structure(to_canonical(own, 'mmcnx2')[0])
     if (structure.depths, structure.channels) != (model.depths, model.channels):
-        raise CheckpointError(f'checkpoint of another architecture: it is {_arch_name(structure)}, the model is {_arch_name(model)}; '
-                              'set arch or the checkpoint accordingly')
-    names = {name.removeprefix('backbone.'): tensor for name, tensor in canonical.items() if name.startswith('backbone.')}
+        raise CheckpointError(f'checkpoint of another architecture: it is {_arch_name(structure)}, the model is '
+                              f'{_arch_name(model)}; set arch or the checkpoint accordingly')
+    names = {name.removeprefix('backbone.'): tensor for name, tensor in canonical.items()
+             if name.startswith('backbone.')}
     final_norm = {name.replace('final_norm', SHARED_NORM): names.pop(name) for name in list(names)
                   if name.startswith('final_norm.')}
     pools = getattr(backbone, 'gap_before_final_norm', False)
@@ -277,15 +292,17 @@ def _fit(canonical: dict[str, Tensor], structure: Structure, backbone: nn.Module
     stem = 'downsample_layers.0.0.weight'
     if structure.in_channels != model.in_channels:
         if inflate is None:
-            raise CheckpointError(f'the checkpoint was trained with {structure.in_channels} input channels, the model has '
-                                  f'in_channels={model.in_channels}; choose inflate={"|".join(INFLATIONS)} or set in_channels')
+            raise CheckpointError(
+                f'the checkpoint was trained with {structure.in_channels} input channels, the model has '
+                f'in_channels={model.in_channels}; choose inflate={"|".join(INFLATIONS)} or set in_channels')
         names[stem] = inflate_stem(names[stem], model.in_channels, inflate)
     needed = [name for name in own if not re.fullmatch(r'norm[0-3]\.\w+', name)]
     missing = [name for name in needed if name not in names]
     unexpected = [name for name in names if name not in own]
     if missing or unexpected:
-        raise CheckpointError('the model and the checkpoint have different parts (V1 has layer scale and no GRN, V2 the reverse); '
-                              f'only in the model: {shown(missing) or "none"}; only in the checkpoint: {shown(unexpected) or "none"}')
+        raise CheckpointError(
+            'the model and the checkpoint have different parts (V1 has layer scale and no GRN, V2 the reverse); only in '
+            f'the model: {shown(missing) or "none"}; only in the checkpoint: {shown(unexpected) or "none"}')
     wrong = [f'{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}' for name, tensor in names.items()
              if tensor.shape != own[name].shape]
     if wrong:
@@ -297,7 +314,7 @@ def inflate_stem(weight_OIYX: Tensor, in_channels: int, how: str) -> Tensor:
     """The stem's filters for another number of input channels; see `load_pretrained_backbone` for the three ways."""
     old = weight_OIYX.shape[1]
     if in_channels < old and how != 'mean':
-        raise CheckpointError(f"inflate={how!r} cannot make {in_channels} input channels of {old}; only 'mean' can narrow")
+        raise CheckpointError(f"inflate={how!r} cannot make {in_channels} input channels of {old}; only 'mean' can")
     if how == 'mean':
         return weight_OIYX.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) * (old / in_channels)
     if how == 'copy':
@@ -322,8 +339,8 @@ def _arch_name(structure: Structure) -> str:
 def save_checkpoint_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Write a .pth, .pt or .safetensors so that `path` always holds a whole file: the old one, or the new one.
 
-    It is written beside `path`, flushed to the disk and renamed. A .safetensors file takes dict(state_dict=..., meta={str: str})
-    and nothing else; the others take anything that torch saves.
+    It is written beside `path`, flushed to the disk and renamed. A .safetensors file takes dict(state_dict=...,
+    meta={str: str}) and nothing else; the others take anything that torch saves.
     """
     path = Path(path).expanduser()
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -334,10 +351,12 @@ def save_checkpoint_atomically(checkpoint: Mapping[str, Any], path: str | os.Pat
             from safetensors.torch import save_file
             unknown = set(checkpoint) - {'state_dict', 'meta'}
             if unknown:
-                raise CheckpointError(f'{path.name}: safetensors holds state_dict and meta, not {", ".join(sorted(unknown))}')
+                raise CheckpointError(f'{path.name}: a .safetensors file holds state_dict and meta, not '
+                                      f'{", ".join(sorted(unknown))}')
             tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
                        for name, tensor in checkpoint['state_dict'].items()}
-            save_file(tensors, temporary, metadata={key: str(value) for key, value in checkpoint.get('meta', {}).items()})
+            meta = {key: str(value) for key, value in checkpoint.get('meta', {}).items()}
+            save_file(tensors, temporary, metadata=meta)
             with open(temporary, 'rb+') as file:
                 os.fsync(file.fileno())
         else:
