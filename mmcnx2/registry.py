@@ -1,8 +1,10 @@
 """The registries of mmcnx2: children of mmengine's, one per kind of thing that a config can name.
 
-`locations` lets 'mmcnx2.X' in a config import the module that defines X when it is first asked for; no `custom_imports` per
-class is needed. Touch this file to add a registry; not to register anything. Guarded by tests/test_registry.py.
+`locations` lets 'mmcnx2.X' in a config import the module that defines X when it is first asked for; no
+`custom_imports` per class is needed. Touch this file to add a registry; not to register anything. Guarded by
+tests/test_registry.py.
 """
+
 from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
@@ -19,5 +21,6 @@ HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmcnx2.engine')
 METRICS = _child('metric', mmengine_registry.METRICS, 'mmcnx2.engine')
 OPTIM_WRAPPERS = _child('optimizer wrapper', mmengine_registry.OPTIM_WRAPPERS, 'mmcnx2.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
-    'optimizer wrapper constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmcnx2.engine')
+    'optimizer wrapper constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmcnx2.engine'
+)
 VISUALIZERS = _child('visualizer', mmengine_registry.VISUALIZERS, 'mmcnx2.engine')

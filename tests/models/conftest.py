@@ -1,4 +1,6 @@
-"""Small models with non-zero biases and GRN: with the zeros of a fresh model, leaks and swapped terms stay invisible."""
+"""Small models with non-zero biases and GRN: with the zeros of a fresh model, leaks and swapped terms stay
+invisible."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -32,11 +34,19 @@ def randomise():
 
 @pytest.fixture
 def build_fcmae():
-    """FCMAE on the micro network with random parameters, in float64 unless dtype is given; equal seeds give equal parameters."""
+    """FCMAE on the micro network with random parameters, in float64 unless dtype is given; equal seeds give equal
+    parameters."""
+
     def build(dtype=torch.float64, seed=0, in_channels=3, **settings):
         decoder = settings.pop('neck', {})
-        model = MODELS.build(dict(
-            type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=MICRO, in_channels=in_channels),
-            neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=16, **decoder), **settings))
+        model = MODELS.build(
+            dict(
+                type='mmcnx2.FCMAE',
+                backbone=dict(type='mmcnx2.ConvNeXtV2', arch=MICRO, in_channels=in_channels),
+                neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=16, **decoder),
+                **settings,
+            )
+        )
         return _randomise(model, seed).to(dtype)
+
     return build

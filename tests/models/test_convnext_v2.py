@@ -1,27 +1,35 @@
 """The backbone: sizes, flags, registries, and every argument seen to act."""
+
 import gzip
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import MODELS
 
 import mmcnx2  # noqa: F401
 from mmcnx2.models.backbones.convnext_v2 import ARCHS, ConvNeXtV2, ConvNeXtV2Block
 from mmcnx2.models.layers import DenseLayout
 
-OFFICIAL = json.loads(gzip.decompress((Path(__file__).parents[1] / 'data/layer_decay_official.json.gz').read_bytes()))['sizes']
+OFFICIAL = json.loads(gzip.decompress((Path(__file__).parents[1] / 'data/layer_decay_official.json.gz').read_bytes()))[
+    'sizes'
+]
 
 
 @pytest.mark.parametrize('size', OFFICIAL)
 def test_names_and_shapes_equal_the_official_ones(size):
     with torch.device('meta'):
         ours = {name: list(p.shape) for name, p in ConvNeXtV2(size, out_norm=False).named_parameters()}
-    theirs = {name: value['shape'] for name, value in OFFICIAL[size]['params'].items() if not name.startswith(('norm.', 'head.'))}
+    theirs = {
+        name: value['shape']
+        for name, value in OFFICIAL[size]['params'].items()
+        if not name.startswith(('norm.', 'head.'))
+    }
     theirs = {name: shape[-1:] if '.grn.' in name else shape for name, shape in theirs.items()}  # (1, 1, 1, C) -> (C,)
     assert ours == theirs
-    outside = sum(torch.Size(v['shape']).numel() for n, v in OFFICIAL[size]['params'].items() if n.startswith(('norm.', 'head.')))
+    outside = sum(
+        torch.Size(v['shape']).numel() for n, v in OFFICIAL[size]['params'].items() if n.startswith(('norm.', 'head.'))
+    )
     assert sum(torch.Size(shape).numel() for shape in ours.values()) + outside == OFFICIAL[size]['num_params']
 
 
@@ -45,7 +53,9 @@ def test_out_norm_normalises_each_returned_map_and_nothing_else(micro, randomise
     plain.load_state_dict({k: v for k, v in normed.state_dict().items() if not k.startswith('norm')})
     images = torch.randn(2, 3, 64, 64)
     for a, b in zip(normed(images), plain(images), strict=True):
-        torch.testing.assert_close(a, (b - b.mean(1, keepdim=True)) / (b.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt())
+        torch.testing.assert_close(
+            a, (b - b.mean(1, keepdim=True)) / (b.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+        )
     assert {n.split('.')[0] for n, _ in normed.named_parameters()} == {'downsample_layers', 'stages', 'norm0', 'norm3'}
 
 
@@ -67,9 +77,13 @@ def test_block_written_out(randomise):
     y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     y = y * block.norm.weight[:, None, None] + block.norm.bias[:, None, None]
     y = torch.einsum('oc,bchw->bohw', block.pwconv1.weight, y) + block.pwconv1.bias[:, None, None]
-    y = 0.5 * y * (1 + torch.erf(y / 2 ** 0.5))
+    y = 0.5 * y * (1 + torch.erf(y / 2**0.5))
     norm = y.square().sum((2, 3), keepdim=True).sqrt()
-    y = block.grn.gamma[:, None, None] * y * norm / (norm.mean(1, keepdim=True) + 1e-6) + block.grn.beta[:, None, None] + y
+    y = (
+        block.grn.gamma[:, None, None] * y * norm / (norm.mean(1, keepdim=True) + 1e-6)
+        + block.grn.beta[:, None, None]
+        + y
+    )
     y = torch.einsum('oc,bchw->bohw', block.pwconv2.weight, y) + block.pwconv2.bias[:, None, None] + x
     torch.testing.assert_close(block(x.permute(0, 2, 3, 1), DenseLayout()).permute(0, 3, 1, 2), y)
 
@@ -90,7 +104,7 @@ def test_v1_by_its_flags(micro, randomise):
 
 def test_drop_path_grows_linearly_and_acts_in_training_only(micro):
     backbone = ConvNeXtV2(micro, drop_path_rate=0.4)
-    rates = [getattr(block.drop_path, 'p', 0.) for stage in backbone.stages for block in stage]
+    rates = [getattr(block.drop_path, 'p', 0.0) for stage in backbone.stages for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     block = backbone.stages[3][0]
     torch.nn.init.ones_(block.pwconv2.bias)
@@ -106,7 +120,11 @@ def test_frozen_stages_stay_fixed_and_in_evaluation_mode(micro):
     backbone = ConvNeXtV2(micro, frozen_stages=2, drop_path_rate=0.1)
     assert backbone.train() is backbone
     frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
-    assert frozen == {n for n, _ in backbone.named_parameters() if n.startswith(('downsample_layers.0', 'downsample_layers.1', 'stages.0', 'stages.1'))}
+    assert frozen == {
+        n
+        for n, _ in backbone.named_parameters()
+        if n.startswith(('downsample_layers.0', 'downsample_layers.1', 'stages.0', 'stages.1'))
+    }
     assert not backbone.stages[1].training
     assert not backbone.stages[1][0].drop_path.training
     assert backbone.stages[2].training
@@ -167,21 +185,31 @@ def test_stage_wise_scales():
         layer_id, num_layers = backbone.get_layer_depth(name, grouping='stage_wise')
         return round(0.9 ** (num_layers - 1 - layer_id), 3)
 
-    names = ['downsample_layers.0.0.weight', 'downsample_layers.3.1.bias', 'stages.0.0.norm.bias', 'stages.1.2.grn.beta',
-             'stages.2.8.norm.bias', 'stages.3.1.norm.bias', 'norm3.weight']
+    names = [
+        'downsample_layers.0.0.weight',
+        'downsample_layers.3.1.bias',
+        'stages.0.0.norm.bias',
+        'stages.1.2.grn.beta',
+        'stages.2.8.norm.bias',
+        'stages.3.1.norm.bias',
+        'norm3.weight',
+    ]
     assert [scale(tiny, name) for name in names] == [0.478, 0.478, 0.531, 0.590, 0.656, 0.729, 1]
     assert [scale(base, name) for name in names] == [0.254, 0.254, 0.282, 0.314, 0.349, 0.387, 1]
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(arch='giant'), "arch='giant' is not known; choose one of atto, femto"),
-    (dict(arch=dict(depths=[1, 1, 1], channels=[8, 8, 8])), 'needs 4 depths and 4 channels'),
-    (dict(arch=dict(depths=[1, 1, 1, 1])), "exactly 'depths' and 'channels'"),
-    (dict(out_indices=(0, 4)), 'choose stages from -4 to 3'),
-    (dict(frozen_stages=5), 'choose 0'),
-    (dict(drop_path_rate=1.), 'probability'),
-    (dict(in_channels=0), 'at least 1 channel'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(arch='giant'), "arch='giant' is not known; choose one of atto, femto"),
+        (dict(arch=dict(depths=[1, 1, 1], channels=[8, 8, 8])), 'needs 4 depths and 4 channels'),
+        (dict(arch=dict(depths=[1, 1, 1, 1])), "exactly 'depths' and 'channels'"),
+        (dict(out_indices=(0, 4)), 'choose stages from -4 to 3'),
+        (dict(frozen_stages=5), 'choose 0'),
+        (dict(drop_path_rate=1.0), 'probability'),
+        (dict(in_channels=0), 'at least 1 channel'),
+    ],
+)
 def test_wrong_settings_say_what_is_allowed(settings, message):
     with pytest.raises(ValueError, match=message):
         ConvNeXtV2(**{'arch': 'atto', **settings})
@@ -189,7 +217,7 @@ def test_wrong_settings_say_what_is_allowed(settings, message):
 
 def test_wrong_images_say_what_is_expected(micro):
     backbone = ConvNeXtV2(micro)
-    with pytest.raises(ValueError, match='have 4 channels.*in_channels=3'):
+    with pytest.raises(ValueError, match=r'have 4 channels.*in_channels=3'):
         backbone(torch.zeros(1, 4, 64, 64))
     with pytest.raises(ValueError, match='at least 32 px'):
         backbone(torch.zeros(1, 3, 64, 31))

@@ -1,4 +1,5 @@
 """The algorithm: equal layouts, no leak from hidden pixels, every setting seen to act."""
+
 import math
 
 import pytest
@@ -8,7 +9,13 @@ from mmengine.registry import MODELS
 from mmcnx2.models.fcmae.masking import random_visible
 
 GEOMETRIES = [  # in_channels, patch_size, H, W
-    (3, 32, 128, 96), (1, 32, 64, 160), (12, 64, 192, 128), (4, 64, 128, 256), (2, 96, 192, 192), (7, 32, 96, 96)]
+    (3, 32, 128, 96),
+    (1, 32, 64, 160),
+    (12, 64, 192, 128),
+    (4, 64, 128, 256),
+    (2, 96, 192, 192),
+    (7, 32, 96, 96),
+]
 
 
 def loss_and_gradients(model, images, visible):
@@ -74,7 +81,8 @@ def test_whether_neighbours_in_the_batch_matter(build_fcmae, grn_over, alike):
 
 @pytest.mark.parametrize('layout', ['visible', 'dense'])
 def test_first_loss_of_a_fresh_model_is_about_one(layout):
-    """Fresh weights predict almost nothing, and a normalised cell has variance (n - 1) / n. A double initialisation gave 16."""
+    """Fresh weights predict almost nothing, and a normalised cell has variance (n - 1) / n. A double initialisation
+    gave 16."""
     torch.manual_seed(0)
     model = MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch='atto'), layout=layout))
     losses = [model.loss(torch.randn(4, 3, 96, 128))['loss'].item() for _ in range(3)]
@@ -83,7 +91,9 @@ def test_first_loss_of_a_fresh_model_is_about_one(layout):
 
 def test_every_parameter_gets_a_gradient(build_fcmae):
     model = build_fcmae()
-    _, gradients = loss_and_gradients(model, torch.randn(2, 3, 96, 96, dtype=torch.float64), random_visible(2, (3, 3), 0.6))
+    _, gradients = loss_and_gradients(
+        model, torch.randn(2, 3, 96, 96, dtype=torch.float64), random_visible(2, (3, 3), 0.6)
+    )
     assert [name for name, gradient in gradients.items() if gradient.abs().max() == 0] == []
 
 
@@ -117,7 +127,9 @@ def test_settings_act(build_fcmae):
         'grn_over': build_fcmae(grn_over='batch'),
         'decoder_depth': build_fcmae(neck=dict(decoder_depth=2)),
     }
-    assert {name for name, model in flipped.items() if model.loss(images, visible=visible)['loss'].item() == default} == set()
+    assert {
+        name for name, model in flipped.items() if model.loss(images, visible=visible)['loss'].item() == default
+    } == set()
     assert [int(build_fcmae(mask_ratio=ratio).draw_visible(images).sum()) for ratio in (0.25, 0.75)] == [24, 8]
 
 
@@ -131,16 +143,22 @@ def test_bf16_autocast_trains(build_fcmae):
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
-    agreement = {name: torch.nn.functional.cosine_similarity(p.grad.flatten(), exact_gradients[name].flatten(), dim=0).item()
-                 for name, p in model.named_parameters()}
+    agreement = {
+        name: torch.nn.functional.cosine_similarity(p.grad.flatten(), exact_gradients[name].flatten(), dim=0).item()
+        for name, p in model.named_parameters()
+    }
     assert min(agreement.values()) > 0.9, agreement
 
 
 def test_one_batch_can_be_learnt_by_heart(build_fcmae):
     torch.manual_seed(0)
-    model = MODELS.build(dict(
-        type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=dict(depths=[1, 1, 1, 1], channels=[16, 32, 64, 128])),
-        neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=128)))
+    model = MODELS.build(
+        dict(
+            type='mmcnx2.FCMAE',
+            backbone=dict(type='mmcnx2.ConvNeXtV2', arch=dict(depths=[1, 1, 1, 1], channels=[16, 32, 64, 128])),
+            neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=128),
+        )
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     coarse = torch.randn(2, 3, 12, 12)
     images = torch.nn.functional.interpolate(coarse, scale_factor=8, mode='bilinear')
@@ -162,14 +180,17 @@ def test_modes_of_forward(build_fcmae):
         model(images, mode='predict')
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(mask_ratio=1.0), 'hides everything'),
-    (dict(mask_ratio=0.0), 'hides nothing'),
-    (dict(patch_size=48), 'patch_size=48 is not a multiple of the total stride of the backbone, 32 px'),
-    (dict(layout='sparse'), "layout='sparse' is not known"),
-    (dict(grn_over='cell'), "grn_over='cell' is not known"),
-    (dict(neck=dict(decoder_depth=-1)), 'decoder_depth=-1'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(mask_ratio=1.0), 'hides everything'),
+        (dict(mask_ratio=0.0), 'hides nothing'),
+        (dict(patch_size=48), 'patch_size=48 is not a multiple of the total stride of the backbone, 32 px'),
+        (dict(layout='sparse'), "layout='sparse' is not known"),
+        (dict(grn_over='cell'), "grn_over='cell' is not known"),
+        (dict(neck=dict(decoder_depth=-1)), 'decoder_depth=-1'),
+    ],
+)
 def test_wrong_settings_say_what_is_allowed(build_fcmae, settings, message):
     with pytest.raises(ValueError, match=message):
         build_fcmae(**settings)

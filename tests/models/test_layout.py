@@ -1,4 +1,5 @@
 """The visible layout against the masked dense one, and both against a loop over positions."""
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +9,8 @@ from mmcnx2.models.layers import DenseLayout, VisibleLayout
 
 
 def loop_over_positions(map_BHWC, seen_BHW, conv):
-    """Depthwise 3 x 3 convolution at seen positions by four nested loops; hidden and outside positions count as zero."""
+    """Depthwise 3 x 3 convolution at seen positions by four nested loops; hidden and outside positions count as
+    zero."""
     B, H, W, _ = map_BHWC.shape
     out = torch.zeros_like(map_BHWC)
     for b in range(B):
@@ -42,6 +44,7 @@ def test_conv_equals_the_loop_in_both_layouts(setting):
     for layout in (VisibleLayout(visible), DenseLayout(visible)):
         got = layout.to_map(layout.conv(layout.from_images(images), conv))
         torch.testing.assert_close(got, expected)
+        assert got.is_contiguous()
 
 
 @pytest.mark.parametrize('grn_over', ['image', 'batch'])
@@ -55,7 +58,7 @@ def test_channel_norms_sum_over_seen_positions_of_the_scope(setting, grn_over):
 
 
 def test_pixels_of_cells_come_in_row_major_order():
-    image = torch.arange(16.).view(1, 1, 4, 4)
+    image = torch.arange(16.0).view(1, 1, 4, 4)
     visible = torch.tensor([[[False, True], [True, False]]])
     cells_BKSSC = VisibleLayout(visible).from_images(image)
     assert cells_BKSSC.squeeze(-1).tolist() == [[[[2, 3], [6, 7]], [[8, 9], [12, 13]]]]
@@ -65,7 +68,9 @@ def test_gradients_through_the_visible_layout(setting):
     visible, images, conv = setting
     layout = VisibleLayout(visible)
     images = images[:, :, :, :].requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: layout.to_map(layout.conv(layout.from_images(x), conv)), images, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: layout.to_map(layout.conv(layout.from_images(x), conv)), images, fast_mode=True
+    )
 
 
 def test_unequal_numbers_of_cells_are_refused():

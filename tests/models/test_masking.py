@@ -1,4 +1,5 @@
 """Which cells are seen: counts, independence, reproducibility."""
+
 import pytest
 import torch
 

@@ -1,8 +1,10 @@
 """Values and gradients equal those that the original authors' code gave, stored in tests/data.
 
-The stored tensors come from facebookresearch/ConvNeXt-V2 (commit 2553895), run in float64 and rounded to float32; FCMAE with MinkowskiEngine
-0.5.4, whose GRN runs over the whole batch. The parameters go through the same conversion that users call.
+The stored tensors come from facebookresearch/ConvNeXt-V2 (commit 2553895), run in float64 and rounded to float32;
+FCMAE with MinkowskiEngine 0.5.4, whose GRN runs over the whole batch. The parameters go through the same conversion
+that users call.
 """
+
 import json
 from pathlib import Path
 
@@ -17,14 +19,19 @@ from mmcnx2.models.layers import DenseLayout
 
 DATA = Path(__file__).parents[1] / 'data'
 MICRO = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])
-TOLERANCES = {torch.float64: (1e-6, 1e-6), torch.float32: (1e-5, 1e-4)}  # values, gradients; relative to the tensor's maximum
+TOLERANCES = {
+    torch.float64: (1e-6, 1e-6),
+    torch.float32: (1e-5, 1e-4),
+}  # values, gradients; relative to the tensor's maximum
 
 
 def read_oracle(name):
     with safe_open(DATA / f'{name}.safetensors', 'pt') as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open has no __iter__
-    parts = {prefix: {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-             for prefix in ('state_dict/', 'grad/')}
+    parts = {
+        prefix: {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix in ('state_dict/', 'grad/')
+    }
     return tensors, parts['state_dict/'], parts['grad/']
 
 
@@ -40,10 +47,16 @@ def assert_close(got, expected, tolerance, what):
 @pytest.mark.parametrize(('case', 'norm_pix'), [('fcmae_micro_batch1', True), ('fcmae_micro_batch3', False)])
 def test_fcmae(case, norm_pix, layout, dtype):
     oracle, state_dict, gradients = read_oracle(case)
-    model = MODELS.build(dict(
-        type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=MICRO), layout=layout, grn_over='batch',
-        neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=32),
-        head=dict(type='mmcnx2.PixelReconstructionHead', norm_pix=norm_pix))).to(dtype)
+    model = MODELS.build(
+        dict(
+            type='mmcnx2.FCMAE',
+            backbone=dict(type='mmcnx2.ConvNeXtV2', arch=MICRO),
+            layout=layout,
+            grn_over='batch',
+            neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=32),
+            head=dict(type='mmcnx2.PixelReconstructionHead', norm_pix=norm_pix),
+        )
+    ).to(dtype)
     model.load_state_dict(convert_state_dict(state_dict, source='meta-sparse', target='mmcnx2'))
     images = oracle['image'].to(dtype)
     visible = oracle['mask'].view(-1, 4, 4) == 0
@@ -70,8 +83,12 @@ def test_classifier(dtype):
     images = oracle['image'].to(dtype)
     value_tolerance, gradient_tolerance = TOLERANCES[dtype]
 
-    stages = MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=MICRO, out_indices=(0, 1, 2, 3), out_norm=False)).to(dtype)
-    stages.load_state_dict({name: value for name, value in backbone.state_dict().items() if not name.startswith('norm3')})
+    stages = MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=MICRO, out_indices=(0, 1, 2, 3), out_norm=False)).to(
+        dtype
+    )
+    stages.load_state_dict(
+        {name: value for name, value in backbone.state_dict().items() if not name.startswith('norm3')}
+    )
     for layout in (None, DenseLayout(torch.ones(2, 2, 3, dtype=torch.bool))):
         for i, stage in enumerate(stages(images, layout)):
             assert_close(stage, oracle[f'stage{i}'], value_tolerance, f'stage {i}')

@@ -1,4 +1,5 @@
 """PatchLinear equals the strided convolution it stands for."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,11 @@ def test_equals_strided_convolution(randomise, k, H, W):
     torch.testing.assert_close(got, expected)
     weight = torch.randn_like(got)
     wanted = [x_BHWC, layer.weight, layer.bias]
-    for a, b in zip(torch.autograd.grad((got * weight).sum(), wanted), torch.autograd.grad((expected * weight).sum(), wanted), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), wanted),
+        torch.autograd.grad((expected * weight).sum(), wanted),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
 
 

@@ -1,12 +1,18 @@
 """Target, normalisation and loss by numbers worked by hand."""
+
 import pytest
 import torch
 
-from mmcnx2.models.fcmae.pixel_loss import PixelReconstructionHead, cells_from_images, images_from_cells, normalise_cells
+from mmcnx2.models.fcmae.pixel_loss import (
+    PixelReconstructionHead,
+    cells_from_images,
+    images_from_cells,
+    normalise_cells,
+)
 
 
 def test_cells_hold_pixels_row_by_row_with_the_colour_last():
-    images_BCHW = torch.arange(2 * 4 * 4.).reshape(1, 2, 4, 4)  # value = channel * 16 + row * 4 + column
+    images_BCHW = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)  # value = channel * 16 + row * 4 + column
     cells_BLP = cells_from_images(images_BCHW, 2)
     assert cells_BLP[0, 1].tolist() == [2, 18, 3, 19, 6, 22, 7, 23]  # top right cell
     assert cells_BLP[0, 2].tolist() == [8, 24, 9, 25, 12, 28, 13, 29]  # bottom left cell
@@ -19,11 +25,11 @@ def test_images_survive_the_round_trip(C, H, W, S):
 
 
 def test_cells_are_normalised_with_the_unbiased_variance():
-    cells = torch.tensor([[[1., 2., 3.], [5., 5., 5.]]], dtype=torch.float64)
+    cells = torch.tensor([[[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]], dtype=torch.float64)
     normalised, mean, std = normalise_cells(cells)
     assert mean.flatten().tolist() == [2, 5]
     torch.testing.assert_close(std.flatten(), torch.tensor([1 + 1e-6, 1e-6], dtype=torch.float64).sqrt())
-    torch.testing.assert_close(normalised[0, 0], torch.tensor([-1., 0, 1], dtype=torch.float64) / (1 + 1e-6) ** 0.5)
+    torch.testing.assert_close(normalised[0, 0], torch.tensor([-1.0, 0, 1], dtype=torch.float64) / (1 + 1e-6) ** 0.5)
     assert normalised[0, 1].tolist() == [0, 0, 0]
 
 
@@ -34,7 +40,7 @@ def head():
 
 def test_loss_counts_hidden_cells_only(head):
     images = torch.zeros(2, 1, 2, 4)  # two cells of 2 x 2 px in each image
-    predictions = torch.tensor([[[1.] * 4, [100.] * 4], [[100.] * 4, [3.] * 4]])
+    predictions = torch.tensor([[[1.0] * 4, [100.0] * 4], [[100.0] * 4, [3.0] * 4]])
     visible = torch.tensor([[[False, True]], [[True, False]]])
     assert head.loss(predictions, images, visible).item() == pytest.approx((1 + 9) / 2)
 
@@ -42,14 +48,14 @@ def test_loss_counts_hidden_cells_only(head):
 def test_loss_weighs_hidden_cells_equally_over_the_batch(head):
     """Two hidden cells in the first image, one in the second: the mean over three cells, not over images."""
     images = torch.zeros(2, 1, 2, 4)
-    predictions = torch.tensor([[[1.] * 4, [2.] * 4], [[100.] * 4, [3.] * 4]])
+    predictions = torch.tensor([[[1.0] * 4, [2.0] * 4], [[100.0] * 4, [3.0] * 4]])
     visible = torch.tensor([[[False, False]], [[True, False]]])
     assert head.loss(predictions, images, visible).item() == pytest.approx((1 + 4 + 9) / 3)
 
 
 def test_norm_pix_compares_with_normalised_cells(head):
     head.norm_pix = True
-    images = torch.tensor([[[[1., 2.], [3., 4.]]]])
+    images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     visible = torch.zeros(1, 1, 1, dtype=torch.bool)
     target = normalise_cells(cells_from_images(images, 2))[0]
     assert head.loss(target, images, visible).item() == 0
@@ -57,8 +63,8 @@ def test_norm_pix_compares_with_normalised_cells(head):
 
 
 def test_loss_is_computed_in_float32(head):
-    images = torch.full((1, 1, 2, 2), 256.)
-    predictions = torch.full((1, 1, 4), 256., dtype=torch.bfloat16) * 1.0
+    images = torch.full((1, 1, 2, 2), 256.0)
+    predictions = torch.full((1, 1, 4), 256.0, dtype=torch.bfloat16) * 1.0
     loss = head.loss(predictions, images + 1, torch.zeros(1, 1, 1, dtype=torch.bool))
     assert loss.dtype == torch.float32
     assert loss.item() == 1  # bfloat16 cannot tell 256 from 257

@@ -1,18 +1,23 @@
-"""ConvNeXt V2 (and V1, by its flags): images -> feature maps. The one definition of its blocks, stages and parameter names.
+"""ConvNeXt V2 (and V1, by its flags): images -> feature maps. The one definition of its blocks, stages and parameter
+names.
 
-The block is written against layouts (layers/layout.py), so detection, segmentation, classification and FCMAE run this same code.
-Parameter names equal those of the official dense models. Touch this file for the architecture; not for masking, kernels or
-checkpoint formats. Guarded by tests/models/test_convnext_v2.py and tests/models/test_official_parity.py.
+The block is written against layouts (layers/layout.py), so detection, segmentation, classification and FCMAE run this
+same code. Parameter names equal those of the official dense models. Touch this file for the architecture; not for
+masking, kernels or checkpoint formats. Guarded by tests/models/test_convnext_v2.py and
+tests/models/test_official_parity.py.
 
 Sources: ConvNeXt V2, arXiv 2301.00808 (V1: arXiv 2201.03545); sizes and names from their released code.
 """
+
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -44,15 +49,19 @@ def resolve_arch(arch: str | dict) -> tuple[list[int], list[int]]:
     """(depths, channels) of a named size, or of `dict(depths=[...], channels=[...])` after checking it."""
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f"arch='{arch}' is not known; choose one of {', '.join(ARCHS)}, or give "
-                             'dict(depths=[...], channels=[...]).')
+            raise ValueError(
+                f"arch='{arch}' is not known; choose one of {', '.join(ARCHS)}, or give "
+                'dict(depths=[...], channels=[...]).'
+            )
         arch = ARCHS[arch]
     if set(arch) != {'depths', 'channels'}:
         raise ValueError(f"arch has the keys {sorted(arch)}; it needs exactly 'depths' and 'channels'.")
     depths, channels = list(arch['depths']), list(arch['channels'])
     if not len(depths) == len(channels) == len(STRIDES) or min(depths + channels) < 1:
-        raise ValueError(f'arch needs {len(STRIDES)} depths and {len(STRIDES)} channels, each at least 1; got '
-                         f'depths={depths}, channels={channels}.')
+        raise ValueError(
+            f'arch needs {len(STRIDES)} depths and {len(STRIDES)} channels, each at least 1; got '
+            f'depths={depths}, channels={channels}.'
+        )
     return depths, channels
 
 
@@ -66,15 +75,18 @@ class ConvNeXtV2Block(nn.Module):
         layer_scale_init_value: start of a learnt factor per channel (V1: 1e-6); 0 for none.
     """
 
-    def __init__(self, num_channels: int, drop_path_rate: float = 0., use_grn: bool = True,
-                 layer_scale_init_value: float = 0.) -> None:
+    def __init__(
+        self, num_channels: int, drop_path_rate: float = 0.0, use_grn: bool = True, layer_scale_init_value: float = 0.0
+    ) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(num_channels, num_channels, kernel_size=7, padding=3, groups=num_channels)
         self.norm = nn.LayerNorm(num_channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(num_channels, 4 * num_channels)
         self.grn = GRN(4 * num_channels) if use_grn else None
         self.pwconv2 = nn.Linear(4 * num_channels, num_channels)
-        self.gamma = nn.Parameter(torch.full((num_channels,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
+        self.gamma = (
+            nn.Parameter(torch.full((num_channels,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
+        )
         self.drop_path = StochasticDepth(drop_path_rate, mode='row') if drop_path_rate > 0 else nn.Identity()
         for layer in (self.dwconv, self.pwconv1, self.pwconv2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -94,7 +106,8 @@ class ConvNeXtV2Block(nn.Module):
 
 @MODELS.register_module()
 class ConvNeXtV2(BaseModule):
-    """Feature maps (B, C_i, H / s_i, W / s_i) at strides s = 4, 8, 16, 32, of images (B, in_channels, H, W) of any size >= 32.
+    """Feature maps (B, C_i, H / s_i, W / s_i) at strides s = 4, 8, 16, 32, of images (B, in_channels, H, W) of any
+    size >= 32.
 
     ConvNeXt V1 is `use_grn=False, layer_scale_init_value=1e-6`.
 
@@ -110,8 +123,8 @@ class ConvNeXtV2(BaseModule):
         layer_scale_init_value: V1: 1e-6; 0 for none.
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
-        init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout that
-            mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`.
+        init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout
+            that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what is allowed.
@@ -119,9 +132,20 @@ class ConvNeXtV2(BaseModule):
 
     total_stride = STRIDES[-1]
 
-    def __init__(self, arch: str | dict = 'tiny', in_channels: int = 3, out_indices: int | Sequence[int] = -1, out_norm: bool = True,
-                 gap_before_final_norm: bool = False, drop_path_rate: float = 0., use_grn: bool = True,
-                 layer_scale_init_value: float = 0., frozen_stages: int = 0, with_cp: bool = False, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = -1,
+        out_norm: bool = True,
+        gap_before_final_norm: bool = False,
+        drop_path_rate: float = 0.0,
+        use_grn: bool = True,
+        layer_scale_init_value: float = 0.0,
+        frozen_stages: int = 0,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
         num_stages = len(self.depths)
@@ -138,32 +162,46 @@ class ConvNeXtV2(BaseModule):
         self.out_indices = sorted({i % num_stages for i in indices})
         self.gap_before_final_norm = gap_before_final_norm
         if gap_before_final_norm and not (out_norm and num_stages - 1 in self.out_indices):
-            raise ValueError('gap_before_final_norm=True averages the last map before its norm: set out_norm=True and have '
-                             f'stage {num_stages - 1} in out_indices (it is {self.out_indices}).')
+            raise ValueError(
+                'gap_before_final_norm=True averages the last map before its norm: set out_norm=True and have '
+                f'stage {num_stages - 1} in out_indices (it is {self.out_indices}).'
+            )
 
-        self.downsample_layers = nn.ModuleList([nn.Sequential(
-            PatchLinear(in_channels, self.channels[0], patch_size=4), nn.LayerNorm(self.channels[0], eps=NORM_EPS))])
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(
+                    PatchLinear(in_channels, self.channels[0], patch_size=4),
+                    nn.LayerNorm(self.channels[0], eps=NORM_EPS),
+                )
+            ]
+        )
         for narrow, wide in zip(self.channels, self.channels[1:], strict=False):
-            self.downsample_layers.append(nn.Sequential(
-                nn.LayerNorm(narrow, eps=NORM_EPS), PatchLinear(narrow, wide, patch_size=2)))
+            self.downsample_layers.append(
+                nn.Sequential(nn.LayerNorm(narrow, eps=NORM_EPS), PatchLinear(narrow, wide, patch_size=2))
+            )
         rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
-        self.stages = nn.ModuleList(nn.ModuleList(
-            ConvNeXtV2Block(width, next(rates), use_grn, layer_scale_init_value) for _ in range(depth))
-            for depth, width in zip(self.depths, self.channels, strict=True))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ConvNeXtV2Block(width, next(rates), use_grn, layer_scale_init_value) for _ in range(depth))
+            for depth, width in zip(self.depths, self.channels, strict=True)
+        )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(self.channels[i], eps=NORM_EPS) if out_norm else nn.Identity())
         self._freeze()
 
     def forward(self, images_BCHW: Tensor, layout: Layout | None = None) -> tuple[Tensor, ...]:
-        """Tuple of contiguous maps (B, C_i, H // s_i, W // s_i), one per out index; (B, C) last with gap_before_final_norm.
+        """Tuple of contiguous maps (B, C_i, H // s_i, W // s_i), one per out index; (B, C) last with
+        gap_before_final_norm.
 
         Args:
-            images_BCHW: normalised images; sides that a stride does not divide lose their remainder, as in the official code.
+            images_BCHW: normalised images; sides that a stride does not divide lose their remainder, as in the
+            official code.
             layout: DenseLayout when None. With a layout of visible cells, hidden cells of the maps are zero.
         """
-        B, C, H, W = images_BCHW.shape
-        if C != self.in_channels:
-            raise ValueError(f'the images have {C} channels, the backbone was built with in_channels={self.in_channels}.')
+        _, C, H, W = images_BCHW.shape
+        if self.in_channels != C:
+            raise ValueError(
+                f'the images have {C} channels, the backbone was built with in_channels={self.in_channels}.'
+            )
         if min(H, W) < self.total_stride:
             raise ValueError(f'the images are {H} x {W} px; the backbone needs at least {self.total_stride} px a side.')
         layout = layout or DenseLayout()
@@ -185,11 +223,12 @@ class ConvNeXtV2(BaseModule):
         return tuple(maps)
 
     def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
-        """(layer_id, num_layers) of a parameter for layer-wise learning-rate decay: scale = rate ** (num_layers - 1 - layer_id).
+        """(layer_id, num_layers) of a parameter for layer-wise learning-rate decay: scale = rate ** (num_layers - 1 -
+        layer_id).
 
-        Groupings: 'single' gives every block its own id; 'group' puts three blocks of stage 3 in one (the official 12 groups for 27
-        blocks, mmdet's layer_wise; 3 + ceil(depth / 3) for other depths); 'stage_wise' has one id per stage. In 'single' the stem has id 1 and
-        id 0 stays unused, as in the official code.
+        Groupings: 'single' gives every block its own id; 'group' puts three blocks of stage 3 in one (the official 12
+        groups for 27 blocks, mmdet's layer_wise; 3 + ceil(depth / 3) for other depths); 'stage_wise' has one id per
+        stage. In 'single' the stem has id 1 and id 0 stays unused, as in the official code.
 
         Args:
             param_name: full name; one outside `prefix` (a head) gets the last id.
@@ -199,13 +238,19 @@ class ConvNeXtV2(BaseModule):
         if grouping == 'single':
             last = sum(self.depths) + 1
             downsample_ids = [count + 1 for count in before]
-            block_ids = [[count + j + 1 for j in range(depth)] for count, depth in zip(before, self.depths, strict=True)]
+            block_ids = [
+                [count + j + 1 for j in range(depth)] for count, depth in zip(before, self.depths, strict=True)
+            ]
         elif grouping == 'group':
             num_groups = 3 + math.ceil(self.depths[2] / 3)
             last = num_groups + 1
             downsample_ids = [0, 2, 3, num_groups]
-            block_ids = [[1] * self.depths[0], [2] * self.depths[1], [3 + j // 3 for j in range(self.depths[2])],
-                         [num_groups] * self.depths[3]]
+            block_ids = [
+                [1] * self.depths[0],
+                [2] * self.depths[1],
+                [3 + j // 3 for j in range(self.depths[2])],
+                [num_groups] * self.depths[3],
+            ]
         elif grouping == 'stage_wise':
             last = (12 if self.depths[2] > 9 else 6) + 1
             downsample_ids = [0] * 4
@@ -220,12 +265,16 @@ class ConvNeXtV2(BaseModule):
         return last, last + 1
 
     def init_weights(self) -> None:
-        """Load `init_cfg`'s checkpoint, strictly; without one the weights drawn at construction stay."""
+        """Load `init_cfg`'s checkpoint, strictly; with checkpoint=None the weights stay as drawn, with one warning."""
         if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
             super().init_weights()
         elif not self.is_init:
             options = {key: value for key, value in self.init_cfg.items() if key not in ('type', 'checkpoint')}
-            load_pretrained_backbone(self, self.init_cfg['checkpoint'], **options)
+            if self.init_cfg['checkpoint'] is None:
+                print_log('The backbone starts from random weights: init_cfg has checkpoint=None. Give a file with '
+                          '--cfg-options model.backbone.init_cfg.checkpoint=PATH', 'current', logging.WARNING)
+            else:
+                load_pretrained_backbone(self, self.init_cfg['checkpoint'], **options)
             self.is_init = True
 
     def train(self, mode: bool = True) -> ConvNeXtV2:

@@ -1,4 +1,5 @@
 """FCMAE pretraining, one file per step."""
+
 from .decoder import FCMAEDecoder
 from .fcmae import FCMAE
 from .pixel_loss import PixelReconstructionHead

@@ -1,7 +1,9 @@
 """Step 3 of FCMAE: features of visible cells -> features at every position, the mask token standing in hidden cells.
 
-Touch this file for the decoder's architecture. Guarded by tests/models/test_fcmae.py and tests/models/test_official_parity.py.
+Touch this file for the decoder's architecture. Guarded by tests/models/test_fcmae.py and
+tests/models/test_official_parity.py.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +18,8 @@ from ..layers import DenseLayout
 
 @MODELS.register_module()
 class FCMAEDecoder(BaseModule):
-    """Linear projection, mask token in hidden cells, then dense ConvNeXt V2 blocks (their GRN sees every position of an image).
+    """Linear projection, mask token in hidden cells, then dense ConvNeXt V2 blocks (their GRN sees every position of
+    an image).
 
     Source: ConvNeXt V2, section 3 and table 1: one block, 512 wide.
 
@@ -26,11 +29,15 @@ class FCMAEDecoder(BaseModule):
         decoder_depth: number of blocks; 0 is allowed.
     """
 
-    def __init__(self, in_channels: int, decoder_channels: int = 512, decoder_depth: int = 1, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self, in_channels: int, decoder_channels: int = 512, decoder_depth: int = 1, init_cfg: dict | None = None
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if decoder_channels < 1 or decoder_depth < 0:
-            raise ValueError(f'decoder_channels={decoder_channels}, decoder_depth={decoder_depth}: a decoder is at least 1 wide '
-                             'and 0 blocks deep.')
+            raise ValueError(
+                f'decoder_channels={decoder_channels}, decoder_depth={decoder_depth}: a decoder is at least 1 wide '
+                'and 0 blocks deep.'
+            )
         self.decoder_channels = decoder_channels
         self.proj = nn.Linear(in_channels, decoder_channels)
         self.mask_token = nn.Parameter(torch.zeros(decoder_channels))

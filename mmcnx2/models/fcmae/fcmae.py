@@ -2,8 +2,10 @@
 
 images --masking--> visible cells --backbone--> features --neck--> decoded --head--> pixels, loss on hidden cells
 
-Touch this file for the order of these steps only; each has its own file beside this one. Guarded by tests/models/test_fcmae.py.
+Touch this file for the order of these steps only; each has its own file beside this one. Guarded by
+tests/models/test_fcmae.py.
 """
+
 from __future__ import annotations
 
 from mmengine.model import BaseModel
@@ -20,10 +22,11 @@ LAYOUTS = {'visible': VisibleLayout, 'dense': DenseLayout}
 
 @MODELS.register_module()
 class FCMAE(BaseModel):
-    """Masked image modelling with a convolutional encoder that computes on visible cells only, in mmpretrain's conventions.
+    """Masked image modelling with a convolutional encoder that computes on visible cells only, in mmpretrain's
+    conventions.
 
-    The backbone is the ordinary one: the `backbone.*` entries of a checkpoint are a backbone checkpoint. It has no output norms here, so
-    every parameter of the model gets a gradient.
+    The backbone is the ordinary one: the `backbone.*` entries of a checkpoint are a backbone checkpoint. It has no
+    output norms here, so every parameter of the model gets a gradient.
 
     Args:
         backbone: config of a backbone written against layouts; out_norm=False and the last map alone are set.
@@ -31,7 +34,8 @@ class FCMAE(BaseModel):
         head: config of the head; in_channels, image_channels and stride are filled in.
         mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
         patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
-        layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal results.
+        layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal
+            results.
         grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
         data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.
 
@@ -39,29 +43,55 @@ class FCMAE(BaseModel):
         ValueError: a setting is out of its range.
     """
 
-    def __init__(self, backbone: dict, neck: dict | None = None, head: dict | None = None, mask_ratio: float = 0.6,
-                 patch_size: int = 32, layout: str = 'visible', grn_over: str = 'image', data_preprocessor: dict | None = None,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict | None = None,
+        head: dict | None = None,
+        mask_ratio: float = 0.6,
+        patch_size: int = 32,
+        layout: str = 'visible',
+        grn_over: str = 'image',
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if layout not in LAYOUTS:
             raise ValueError(f"layout='{layout}' is not known; choose one of {tuple(LAYOUTS)}.")
         if not 0 < mask_ratio < 1:
-            raise ValueError(f'mask_ratio={mask_ratio} hides {"everything" if mask_ratio >= 1 else "nothing"}; '
-                             'choose a share between 0 and 1 (the paper: 0.6).')
+            raise ValueError(
+                f'mask_ratio={mask_ratio} hides {"everything" if mask_ratio >= 1 else "nothing"}; '
+                'choose a share between 0 and 1 (the paper: 0.6).'
+            )
         if backbone.get('out_norm'):
-            raise ValueError('backbone.out_norm=True: its norms would get no gradient in pretraining. Leave it out; the detector '
-                             'and the segmentor bring fresh ones.')
+            raise ValueError(
+                'backbone.out_norm=True: its norms would get no gradient in pretraining. Leave it out; the detector '
+                'and the segmentor bring fresh ones.'
+            )
         check_grn_over(grn_over)
         self.backbone = MODELS.build({**backbone, 'out_norm': False, 'out_indices': -1})
         stride = self.backbone.total_stride
         if patch_size < stride or patch_size % stride:
-            raise ValueError(f'patch_size={patch_size} is not a multiple of the total stride of the backbone, {stride} px.')
-        self.neck = MODELS.build({'type': 'mmcnx2.FCMAEDecoder', **(neck or {}), 'in_channels': self.backbone.channels[-1]})
-        self.head = MODELS.build({'type': 'mmcnx2.PixelReconstructionHead', **(head or {}), 'stride': stride,
-                                  'in_channels': self.neck.decoder_channels, 'image_channels': self.backbone.in_channels})
+            raise ValueError(
+                f'patch_size={patch_size} is not a multiple of the total stride of the backbone, {stride} px.'
+            )
+        self.neck = MODELS.build(
+            {'type': 'mmcnx2.FCMAEDecoder', **(neck or {}), 'in_channels': self.backbone.channels[-1]}
+        )
+        self.head = MODELS.build(
+            {
+                'type': 'mmcnx2.PixelReconstructionHead',
+                **(head or {}),
+                'stride': stride,
+                'in_channels': self.neck.decoder_channels,
+                'image_channels': self.backbone.in_channels,
+            }
+        )
         self.mask_ratio, self.patch_size, self.layout, self.grn_over = mask_ratio, patch_size, layout, grn_over
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> dict | tuple[Tensor, ...]:
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> dict | tuple[Tensor, ...]:
         """mode 'loss': dict(loss=...); mode 'tensor': the backbone's maps of the whole images."""
         if mode == 'loss':
             return self.loss(inputs, data_samples)
@@ -69,7 +99,9 @@ class FCMAE(BaseModel):
             return self.backbone(inputs)
         raise ValueError(f"mode='{mode}': FCMAE knows 'loss' and 'tensor'.")
 
-    def loss(self, images_BCHW: Tensor, data_samples: list | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, images_BCHW: Tensor, data_samples: list | None = None, visible: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """dict(loss=scalar): error on hidden cells of normalised images.
 
         Args:
@@ -90,12 +122,14 @@ class FCMAE(BaseModel):
         return random_visible(len(images_BCHW), grid_shape, self.mask_ratio, images_BCHW.device, seeds)
 
     def encode(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
-        """features_BCGG of visible cells, zeros in hidden ones; patch_size / total stride positions per side of a cell."""
+        """features_BCGG of visible cells, zeros in hidden ones; patch_size / total stride positions per side of a
+        cell."""
         self._check_sizes(images_BCHW, visible_BGG.shape[1:])
         return self.backbone(images_BCHW, self._layout_of(visible_BGG))[-1]
 
     def reconstruct(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
-        """predictions_BLP: values of every cell, row by row, P = patch_size * patch_size * channels in (row, column, channel)
+        """predictions_BLP: values of every cell, row by row, P = patch_size * patch_size * channels in (row, column,
+        channel)
         order; normalised per cell when the head's norm_pix is on. Only hidden cells are trained."""
         features_BCHW = self.encode(images_BCHW, visible_BGG)
         positions_per_side = self.patch_size // self.backbone.total_stride
@@ -112,6 +146,8 @@ class FCMAE(BaseModel):
     def _check_sizes(self, images_BCHW: Tensor, grid_shape: tuple[int, int]) -> None:
         sizes = tuple(images_BCHW.shape[-2:])
         if sizes != tuple(cells * self.patch_size for cells in grid_shape) or 0 in grid_shape:
-            raise ValueError(f'images of {sizes[0]} x {sizes[1]} px do not fit a grid of {grid_shape[0]} x {grid_shape[1]} cells of '
-                             f'patch_size={self.patch_size} px; make both sides multiples of {self.patch_size} '
-                             '(the crop size in the pipeline), or choose another patch_size.')
+            raise ValueError(
+                f'images of {sizes[0]} x {sizes[1]} px do not fit a grid of {grid_shape[0]} x {grid_shape[1]} cells of '
+                f'patch_size={self.patch_size} px; make both sides multiples of {self.patch_size} '
+                '(the crop size in the pipeline), or choose another patch_size.'
+            )

@@ -3,6 +3,7 @@
 A cell's pixels are stored row by row, colour last: index = (row * S + column) * C + channel, as in the official code.
 Touch this file for target, normalisation and loss. Guarded by tests/models/test_pixel_loss.py.
 """
+
 from __future__ import annotations
 
 import torch
@@ -47,12 +48,18 @@ class PixelReconstructionHead(BaseModule):
         in_channels: width of the decoder (FCMAE fills it in).
         image_channels: channels of the images (FCMAE fills it in).
         stride: pixels per side that one decoded position stands for (FCMAE fills it in).
-        norm_pix: compare with each cell normalised to mean 0 and variance 1. The paper's setting; the official class has it off
-            by default and its training script turns it on.
+        norm_pix: compare with each cell normalised to mean 0 and variance 1. The paper's setting; the official class
+            has it off by default and its training script turns it on.
     """
 
-    def __init__(self, in_channels: int, image_channels: int = 3, stride: int = 32, norm_pix: bool = True,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_channels: int = 3,
+        stride: int = 32,
+        norm_pix: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.stride = stride
         self.norm_pix = norm_pix
@@ -63,13 +70,14 @@ class PixelReconstructionHead(BaseModule):
     def forward(self, decoded_BHWC: Tensor, patch_size: int) -> Tensor:
         """predictions_BLP, in the space of the target: normalised per cell when norm_pix."""
         pixels_BHWP = self.pred(decoded_BHWC)
-        B, H, W, _ = pixels_BHWP.shape
+        _, H, W, _ = pixels_BHWP.shape
         if patch_size == self.stride:
             return pixels_BHWP.flatten(1, 2)
         return cells_from_images(images_from_cells(pixels_BHWP.flatten(1, 2), self.stride, (H, W)), patch_size)
 
     def loss(self, predictions_BLP: Tensor, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
-        """Squared error in float32 (float64 for float64 input), mean over each cell's values, then over the batch's hidden cells."""
+        """Squared error in float32 (float64 for float64 input), mean over each cell's values, then over the batch's
+        hidden cells."""
         S = images_BCHW.shape[-2] // visible_BGG.shape[-2]
         precision = torch.promote_types(images_BCHW.dtype, torch.float32)
         with torch.no_grad():

@@ -1,4 +1,5 @@
 """Mathematics of the models: no registry, no config, no file access."""
+
 from .grn import GRN
 from .layout import DenseLayout, Layout, VisibleLayout
 from .patch_linear import PatchLinear

@@ -3,6 +3,7 @@
 Touch this file for the mathematics of GRN; over which positions it sums is the layout's answer (layout.py).
 Guarded by tests/models/test_grn.py and the parity tests against the official code.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 class GRN(nn.Module):
     """y = x * (1 + gamma * N) + beta with N_c = G_c / (mean over channels of G + eps), G_c the L2 norm of channel c.
 
-    Source: ConvNeXt V2 (arXiv 2301.00808), section 4, in the form of the released code: the *mean* over channels stands in
-    the denominator where one place of the paper writes a sum (the two differ by a factor that gamma absorbs), and the
-    norm is the root of a sum over positions. gamma and beta start at zero, so a fresh GRN is the identity.
+    Source: ConvNeXt V2 (arXiv 2301.00808), section 4, in the form of the released code: the *mean* over channels
+    stands in the denominator where one place of the paper writes a sum (the two differ by a factor that gamma
+    absorbs), and the norm is the root of a sum over positions. gamma and beta start at zero, so a fresh GRN is the
+    identity.
 
-    G is accumulated in float32 (float64 for float64 input): its square leaves the range of float16 at ordinary activations.
+    G is accumulated in float32 (float64 for float64 input): its square leaves the range of float16 at ordinary
+    activations.
 
     Args:
         num_channels: C, the size of the last dimension.

@@ -1,15 +1,19 @@
 """Where the positions of a feature map live. A block computes; a layout knows its neighbours.
 
-A layout answers four questions: how pixels become its values (`from_images`), what a depthwise convolution gives (`conv`),
-over which positions GRN sums (`channel_norms`), and what ordinary map the values stand for (`to_map`). All values are channels
-last. A convolution whose stride equals its kernel never leaves a position's own window: it is a linear layer in any layout (patch_linear.py).
+A layout answers four questions: how pixels become its values (`from_images`), what a depthwise convolution gives
+(`conv`), over which positions GRN sums (`channel_norms`), and what ordinary map the values stand for (`to_map`). All
+values are channels last. A convolution whose stride equals its kernel never leaves a position's own window: it is a
+linear layer in any layout (patch_linear.py).
 
-Shape letters: B images, C channels, H W rows and columns, G G rows and columns of the grid of cells (the two need not be equal),
-K visible cells per image, P positions per side of a cell at the current stride, S pixels per side of a cell.
+Shape letters: B images, C channels, H W rows and columns, G G rows and columns of the grid of cells (the two need not
+be equal), K visible cells per image, P positions per side of a cell at the current stride, S pixels per side of a
+cell.
 
-Touch this file to add a layout or a faster way to one of the four answers. Not for: masks (fcmae/masking.py), parameters.
+Touch this file to add a layout or a faster way to one of the four answers. Not for: masks (fcmae/masking.py),
+parameters.
 Guarded by tests/models/test_layout.py.
 """
+
 from __future__ import annotations
 
 from typing import Protocol
@@ -31,8 +35,10 @@ class Layout(Protocol):
 
 def check_grn_over(grn_over: str) -> None:
     if grn_over not in GRN_SCOPES:
-        raise ValueError(f'grn_over={grn_over!r} is not known; use one of {GRN_SCOPES}: the norm of GRN is taken over each '
-                         "image ('image') or over all images on the device ('batch', as the official PyTorch code does).")
+        raise ValueError(
+            f'grn_over={grn_over!r} is not known; use one of {GRN_SCOPES}: the norm of GRN is taken over each '
+            "image ('image') or over all images on the device ('batch', as the official PyTorch code does)."
+        )
 
 
 def _norm_over(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -47,8 +53,8 @@ def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
 class DenseLayout:
     """Every position of the map is there: values x_BHWC.
 
-    With `visible_BGG` the same map stands for a masked one: hidden positions count as zero in convolutions, GRN and the resulting
-    map. That is the slow, obvious form of `VisibleLayout` and its yardstick.
+    With `visible_BGG` the same map stands for a masked one: hidden positions count as zero in convolutions, GRN and
+    the resulting map. That is the slow, obvious form of `VisibleLayout` and its yardstick.
 
     Args:
         visible_BGG: bool, True where a cell is seen; None for ordinary images.
@@ -114,8 +120,8 @@ class _TakeRows(torch.autograd.Function):
 class VisibleLayout:
     """Only the visible cells are there: values x_BKPPC, the cells of each image in row-major order.
 
-    Every image hides the same number of cells, so the values are a regular tensor and everything except the depthwise convolution
-    costs K / (G * G) of the dense map. The convolution sees zeros in hidden cells.
+    Every image hides the same number of cells, so the values are a regular tensor and everything except the depthwise
+    convolution costs K / (G * G) of the dense map. The convolution sees zeros in hidden cells.
 
     Args:
         visible_BGG: bool, True where a cell is seen.
@@ -133,15 +139,17 @@ class VisibleLayout:
         self.num_visible = self.cells_N.numel() // self.num_images
         counts = visible_BGG.flatten(1).sum(1)
         if self.num_visible == 0 or bool((counts != self.num_visible).any()):
-            raise ValueError(f'the images of a batch must see the same number of cells, at least 1; these see {counts.tolist()}. '
-                             "Draw them with masking.random_visible, or use layout='dense'.")
+            raise ValueError(
+                f'the images of a batch must see the same number of cells, at least 1; these see {counts.tolist()}. '
+                "Draw them with masking.random_visible, or use layout='dense'."
+            )
         self._places: dict[int, Tensor] = {}
 
     def _places_at(self, positions_per_side: int) -> Tensor:
         """Row of each visible position in the dense map flattened to (B * H * W, C)."""
         if positions_per_side not in self._places:
             P = positions_per_side
-            grid_rows, grid_columns = self.grid_shape
+            grid_columns = self.grid_shape[1]
             row_of_cell = self.cells_N // grid_columns  # counts through the batch
             column_of_cell = self.cells_N % grid_columns
             inside = torch.arange(P, device=self.cells_N.device)
@@ -159,7 +167,7 @@ class VisibleLayout:
 
     def from_images(self, images_BCHW: Tensor) -> Tensor:
         """Pixels of the visible cells, (B, K, S, S, C)."""
-        B, C, H, W = images_BCHW.shape
+        B, C, H, _ = images_BCHW.shape
         grid_rows, grid_columns = self.grid_shape
         S = H // grid_rows
         cells = images_BCHW.reshape(B, C, grid_rows, S, grid_columns, S).permute(0, 2, 4, 3, 5, 1)
@@ -172,7 +180,8 @@ class VisibleLayout:
         return _TakeRows.apply(rows, self._places_at(x_BKPPC.shape[-2])).view(*x_BKPPC.shape[:-1], -1)
 
     def channel_norms(self, x_BKPPC: Tensor) -> Tensor:
-        """L2 norm of each channel over visible positions, (B, 1, 1, 1, C) per image or (1, 1, 1, 1, C), at least float32."""
+        """L2 norm of each channel over visible positions, (B, 1, 1, 1, C) per image or (1, 1, 1, 1, C), at least
+        float32."""
         return _norm_over(x_BKPPC, self.grn_dims)
 
     def to_map(self, x_BKPPC: Tensor) -> Tensor:
