@@ -1,0 +1,109 @@
+"""Step 1 of unlabelled data: a folder, a list file or a glob -> paths of picture files, always in the same order.
+
+Touch this file for where paths come from; not for what is in the files (load_image.py). Guarded by
+tests/datasets/test_image_files.py.
+"""
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm',
+              '.npy')
+NUM_LINES_LOOKED_AT = 20
+
+
+def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequence[str] = EXTENSIONS) -> list[str]:
+    """Paths of the picture files that `source` names.
+
+    Args:
+        source: a folder (searched at every depth, links to folders followed), a glob (`*`, `?`, `[...]`; `**` for any
+            depth) or a text file with one path per line. Relative ones start at `data_root`.
+        data_root: see source. In a list file relative lines start here too, and at the list file's folder when it is
+            not given.
+        extensions: of the files that a folder or a glob contributes, in any case of letters; a list is taken as it
+            stands.
+
+    Returns:
+        Sorted by name, component by component; a list keeps its order. Names that begin with a dot are passed over in
+        folders and globs (editors' and file managers' hidden copies); so are empty lines and those that begin with
+        '#' in a list.
+
+    Raises:
+        FileNotFoundError: no such folder or file, or none of the first listed files exists.
+        ValueError: nothing is found in it.
+    """
+    given = os.path.expanduser(os.fspath(source))
+    path = os.path.join(os.path.expanduser(os.fspath(data_root)), given)
+    if not given:
+        raise ValueError("source='' names nothing; give a folder of pictures, a list file or a glob.")
+    extensions = _checked_extensions(extensions)
+    if os.path.isdir(path):
+        found = _in_folder(path, extensions)
+        kind = 'the folder'
+    elif os.path.isfile(path):
+        found = _in_list(path, data_root, extensions)
+        kind = 'the list file'
+    elif glob.has_magic(path):
+        found = sorted((name for name in glob.iglob(path, recursive=True) if name.lower().endswith(extensions) and
+                        os.path.isfile(name)), key=_order)
+        kind = 'the glob'
+    else:
+        raise FileNotFoundError(f"source='{source}': there is no '{path}' (looked from {os.getcwd()}). Give an existing "
+                                'folder of pictures, a list file with one path per line, or a glob such as photos/**/*.jpg; '
+                                'relative ones start at data_root.')
+    if not found:
+        raise ValueError(f"{kind} '{path}' holds no picture. It is searched for {' '.join(extensions)}; put pictures there, "
+                         'or set `source`, or `extensions` when yours end otherwise.')
+    return found
+
+
+def _in_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()  # each real folder once: links may run in circles
+
+    def search(path: str) -> None:
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            entries = sorted((entry for entry in entries if entry.name[0] != '.'), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir():
+                search(entry.path)
+            elif entry.name.lower().endswith(extensions) and entry.is_file():
+                found.append(entry.path)
+
+    search(folder)
+    return found
+
+
+def _in_list(path: str, data_root: str | Path, extensions: tuple[str, ...]) -> list[str]:
+    if path.lower().endswith(extensions):
+        raise ValueError(f"source='{path}' is one picture; give the folder it lies in, a list file with one path per "
+                         'line, or a glob.')
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, a glob, or a "
+                         'text file with one path per line.') from error
+    base = os.path.expanduser(os.fspath(data_root)) if data_root else os.path.dirname(path)
+    lines = [line.strip() for line in lines]
+    listed = [os.path.join(base, os.path.expanduser(line)) for line in lines if line and line[0] != '#']
+    if listed and not any(os.path.exists(name) for name in listed[:NUM_LINES_LOOKED_AT]):
+        raise FileNotFoundError(f"none of the first {min(len(listed), NUM_LINES_LOOKED_AT)} files of the list '{path}' exists, "
+                                f"for example '{listed[0]}'. Relative lines start at data_root, here '{base}'; set it.")
+    return listed
+
+
+def _checked_extensions(extensions: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(extensions, str) or not extensions or not all(isinstance(one, str) and one for one in extensions):
+        raise ValueError(f"extensions={extensions!r} must be a list of endings such as ('.jpg', '.png').")
+    return tuple('.' + one.lower().lstrip('.') for one in extensions)
+
+
+def _order(path: str) -> list[str]:
+    return path.split(os.sep)

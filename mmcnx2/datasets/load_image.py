@@ -1,0 +1,223 @@
+"""Step 2 of unlabelled data: a picture file of any kind -> an array (H, W, C) whose channels always mean the same.
+
+Every mistake of a file ends here, as `UnreadableImage` with the reason. Touch this file for how a kind of file is
+read; not for augmentation (mmcv's and mmpretrain's transforms). Guarded by tests/datasets/test_load_image.py.
+"""
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from PIL import Image, ImageOps, ImageSequence
+
+from mmcnx2.registry import TRANSFORMS
+
+NPY_MAGIC = b'\x93NUMPY'
+PILLOW_MAX_PIXELS = 2 * 89_478_485  # Pillow itself refuses more
+MAX_PIXELS = 89_478_485
+
+
+class UnreadableImage(ValueError):
+    """A file cannot be delivered as a picture; the text is the reason, without the file's name."""
+
+
+@TRANSFORMS.register_module()
+class LoadImage(BaseTransform):
+    """`img`, `img_shape` and `ori_shape` (both (H, W)) from `img_path`; the first transform of a pipeline.
+
+    With in_channels=3 everything becomes 8-bit colour: gray and palette pictures are expanded, CMYK and other colour
+    spaces converted (without colour profiles), what is transparent is laid on white, 16 bits are scaled to 8 (65535
+    becomes 255, nothing is cut off), animations give their first frame. Any other number: values as they stand in the
+    file, as float32; 1 is luminance. Camera rotation (EXIF) is applied always. The kind of file is told by its
+    content, not by its name.
+
+    Pictures with other than 3 channels come as arrays in .npy files, (H, W, C) or (H, W), or as TIFF files with that
+    many bands or that many single-band pages (bands through the package tifffile when Pillow does not know the
+    combination).
+
+    Args:
+        in_channels: C of the result, as the model's.
+        channel_order: 'bgr' or 'rgb', for 3 channels only. 'bgr' (default) is what mmcv's own loader gives: the data
+            preprocessor turns it with `to_rgb=True` (mmpretrain) or `bgr_to_rgb=True` (mmdet, mmseg).
+        as_stored: True gives float32 values as in the file, False gives uint8 and accepts only files of 8 or 16 bits,
+            where the full range is known. None: False for 3 channels, True for others.
+        max_pixels: a file that claims a larger height times width is refused before it is decoded.
+
+    Raises:
+        UnreadableImage: from `transform`, with the reason.
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(self, in_channels: int = 3, channel_order: str | None = None, as_stored: bool | None = None,
+                 max_pixels: int = MAX_PIXELS) -> None:
+        if in_channels < 1:
+            raise ValueError(f'in_channels={in_channels}: a picture has at least 1 channel.')
+        if channel_order not in (None, 'bgr', 'rgb'):
+            raise ValueError(f"channel_order='{channel_order}' is not known; choose 'bgr' (mmcv's) or 'rgb'.")
+        if channel_order and in_channels != 3:
+            raise ValueError(f"channel_order='{channel_order}' has a meaning for 3 channels, not for in_channels="
+                             f'{in_channels}, which keeps the order of the file; leave it out.')
+        if not 1 <= max_pixels <= PILLOW_MAX_PIXELS:
+            raise ValueError(f'max_pixels={max_pixels} must lie between 1 and {PILLOW_MAX_PIXELS}, the most that Pillow '
+                             'opens; cut larger pictures into tiles.')
+        self.in_channels = in_channels
+        self.channel_order = channel_order or ('bgr' if in_channels == 3 else None)
+        self.as_stored = in_channels != 3 if as_stored is None else as_stored
+        self.max_pixels = max_pixels
+
+    def transform(self, results: dict) -> dict:
+        image_HWC = read_image(results['img_path'], self.in_channels, self.as_stored, self.max_pixels)
+        if self.channel_order == 'bgr':
+            image_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
+        results['img'] = image_HWC if image_HWC.flags.writeable else image_HWC.copy()
+        results['img_shape'] = results['ori_shape'] = image_HWC.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}(in_channels={self.in_channels}, channel_order={self.channel_order!r}, "
+                f'as_stored={self.as_stored}, max_pixels={self.max_pixels})')
+
+
+def read_image(path: str | Path, in_channels: int = 3, as_stored: bool = False,
+               max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture as (H, W, C): RGB, or the channels in the order of the file. Arguments and errors as LoadImage's."""
+    with _reasons(), open(path, 'rb') as file:
+        if _is_array(file):
+            values_HWC = _values_of_array(path, in_channels, max_pixels)
+        else:
+            values_HWC = _values_of_picture(file, path, in_channels, max_pixels)
+    if values_HWC.shape[2] != in_channels:
+        raise UnreadableImage(f'it has {values_HWC.shape[2]} channels, in_channels={in_channels} are asked for')
+    if np.issubdtype(values_HWC.dtype, np.floating) and not np.isfinite(values_HWC).all():
+        raise UnreadableImage('it holds values that are not finite')
+    return np.ascontiguousarray(values_HWC, dtype=np.float32) if as_stored else _as_uint8(values_HWC)
+
+
+def check_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Returns when the file begins as a picture of an allowed size, else raises UnreadableImage; decodes nothing."""
+    with _reasons(), open(path, 'rb') as file:
+        if _is_array(file):
+            _check_size(np.load(path, mmap_mode='r', allow_pickle=False).shape[:2], max_pixels)
+            return
+        try:
+            with Image.open(file) as image:
+                _check_size(image.size, max_pixels)
+        except Image.UnidentifiedImageError:
+            if not _is_tiff(file):
+                raise
+
+
+@contextlib.contextmanager
+def _reasons():
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage('it is not a picture of a known kind') from error
+    except Exception as error:  # only file reading happens inside, and decoders raise almost anything on a broken file
+        raise UnreadableImage(f'{type(error).__name__}: {error}' if str(error) else type(error).__name__) from error
+
+
+def _values_of_picture(file, path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            _check_size(image.size, max_pixels)
+            return _values_of_pillow(image, in_channels)
+    except (Image.UnidentifiedImageError, ValueError):
+        if not _is_tiff(file):
+            raise
+    return _values_of_tiff(path, max_pixels)
+
+
+def _values_of_pillow(image: Image.Image, in_channels: int) -> np.ndarray:
+    num_pages = getattr(image, 'n_frames', 1)
+    if image.format == 'TIFF' and num_pages == in_channels > 1 and len(image.getbands()) == 1:
+        return np.stack([np.asarray(page) for page in ImageSequence.Iterator(image)], axis=2)
+    image.load()
+    with contextlib.suppress(Exception):  # a broken EXIF block must not cost a sound picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        values = np.asarray(image).astype(np.uint16)
+    elif image.mode in ('I', 'F'):
+        values = np.asarray(image)
+    elif in_channels == 3:
+        return np.asarray(_on_white(image).convert('RGB'))
+    elif in_channels == 1:
+        values = np.asarray(_on_white(image).convert('L'))
+    else:
+        values = np.asarray(image)
+    values_HWC = values[..., None] if values.ndim == 2 else values
+    return np.repeat(values_HWC, 3, axis=2) if in_channels == 3 and values_HWC.shape[2] == 1 else values_HWC
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    white = Image.new('RGBA', image.size, 'white')
+    return Image.alpha_composite(white, image.convert('RGBA'))
+
+
+def _values_of_tiff(path: str | Path, max_pixels: int) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UnreadableImage('a TIFF file of this kind needs the package tifffile: pip install tifffile') from error
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        sizes = dict(zip(series.axes, series.shape, strict=True))
+        others = [axis for axis in series.axes if axis not in 'YX']
+        if not {'Y', 'X'} <= set(sizes) or len(others) > 1:
+            raise UnreadableImage(f'its axes {series.axes} {series.shape} are not height, width and channels')
+        _check_size((sizes['Y'], sizes['X']), max_pixels)
+        values = series.asarray()
+    order = [series.axes.index(axis) for axis in ('Y', 'X', *others)]
+    values = values.transpose(order)
+    return values if others else values[..., None]
+
+
+def _values_of_array(path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
+    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    if array.ndim not in (2, 3):
+        raise UnreadableImage(f'an array of shape {array.shape}; (H, W, C) or (H, W) is needed')
+    if array.ndim == 3 and array.shape[0] == in_channels != array.shape[2]:
+        raise UnreadableImage(f'an array of shape {array.shape} that seems to be (C, H, W); store it as (H, W, C)')
+    _check_size(array.shape[:2], max_pixels)
+    values_HWC = np.array(array if array.ndim == 3 else array[..., None])
+    if not (np.issubdtype(values_HWC.dtype, np.number) or values_HWC.dtype == bool) or np.iscomplexobj(values_HWC):
+        raise UnreadableImage(f'an array of {values_HWC.dtype}; numbers are needed')
+    return values_HWC
+
+
+def _as_uint8(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if values.dtype == np.uint16:
+        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    raise UnreadableImage(f'values of type {values.dtype} have no agreed range to become 8 bits; set as_stored=True in '
+                          'LoadImage')
+
+
+def _check_size(sizes: tuple[int, ...], max_pixels: int) -> None:
+    if min(sizes) < 1:
+        raise UnreadableImage(f'its size is {sizes[0]} x {sizes[1]}')
+    if int(sizes[0]) * int(sizes[1]) > max_pixels:
+        raise UnreadableImage(f'it claims {sizes[0]} x {sizes[1]} pixels, more than max_pixels={max_pixels}')
+
+
+def _is_array(file) -> bool:
+    start = file.read(len(NPY_MAGIC))
+    file.seek(0)
+    if not start:
+        raise UnreadableImage('the file is empty')
+    return start == NPY_MAGIC
+
+
+def _is_tiff(file) -> bool:
+    file.seek(0)
+    return file.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
