@@ -172,6 +172,7 @@ class CountingBackbone(nn.Module):
     def get_layer_depth(self, param_name, prefix=''):
         assert param_name.startswith(prefix)
         name = param_name[len(prefix) :]
+        assert name in dict(CountingBackbone().named_parameters()), f'{name} is not a name of this backbone'
         return (int(name.split('.')[1]) if name.startswith('layers.') else 0), 4
 
     def forward(self, x):
@@ -205,6 +206,20 @@ def test_wrappers_inside_the_backbone_do_not_hide_its_names():
     backbone.layers[1] = Wrapped(_checkpoint_wrapped_module=backbone.layers[1])
     ours = settings_of(backbone, make_wrapper(backbone, layer_decay_rate=0.5))
     assert ours['layers.1._checkpoint_wrapped_module.weight'] == (0.25, 0.05)
+
+
+class WholeModel(Wrapped):
+    """Counts the depths of everything below it, as FCMAE and the adapters of other libraries do."""
+
+    def get_layer_depth(self, param_name, prefix=''):
+        return (1 if param_name.startswith('backbone.') else 2), 3
+
+
+def test_the_outermost_module_that_knows_depths_decides():
+    model = WholeModel(backbone=CountingBackbone(), neck=nn.Linear(4, 4))
+    ours = settings_of(model, make_wrapper(model, layer_decay_rate=0.5))
+    assert {row[0] for name, row in ours.items() if name.startswith('backbone.')} == {0.5}
+    assert ours['neck.weight'] == (1.0, WEIGHT_DECAY)
 
 
 @pytest.mark.parametrize('rate', [1.0, 0.5])
