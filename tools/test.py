@@ -148,7 +148,7 @@ def main() -> None:
         cfg = run_config.load_config(args)
         run_config.check_checkpoint_exists(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint, False
-        run_config.start_distributed(cfg.launcher)
+        run_config.start_distributed(cfg)
         if measures_only_the_loss(cfg):
             if args.tta or args.show_dir or (args.out and not args.out.endswith('.json')):
                 raise ValueError('--tta, --show-dir and predictions are for tasks with labels; a pretraining config gives its loss only')

@@ -92,7 +92,7 @@ def main() -> None:
             add_tensorboard(cfg)
         if args.resume:
             resume_from(cfg, args.resume)
-        run_config.start_distributed(cfg.launcher)
+        run_config.start_distributed(cfg)
         run_config.build_runner(cfg, strict=bool(cfg.get('resume'))).train()
 
 

@@ -7,6 +7,7 @@ import argparse
 import functools
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def check_scope(cfg: Config) -> None:
     scope = cfg.setdefault('default_scope', 'mmengine')
     if scope not in TASKS:
         raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(TASKS)}')
-    if scope == 'mmdet' or any(name.startswith('mmdet.') for name in _types(cfg.model)):
+    if scope == 'mmdet' or any(str(node.get('type')).startswith('mmdet.') for node in _nodes(cfg.model)):
         check_mmcv_ops()
 
 
@@ -100,16 +101,13 @@ def check_mmcv_ops() -> None:
             '`python tools/doctor.py` says more') from error
 
 
-def _types(node: object) -> Iterator[str]:
-    """Every `type` that is a name, anywhere below a config node."""
+def _nodes(node: object) -> Iterator[dict]:
+    """Every dict at or below a config node."""
     if isinstance(node, dict):
-        if isinstance(node.get('type'), str):
-            yield node['type']
-        for value in node.values():
-            yield from _types(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _types(value)
+        yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    for child in children:
+        yield from _nodes(child)
 
 
 def _collate_as_mmpretrain(cfg: Config) -> None:
@@ -119,11 +117,13 @@ def _collate_as_mmpretrain(cfg: Config) -> None:
             cfg[name].setdefault('collate_fn', ConfigDict(type='default_collate'))
 
 
-def start_distributed(launcher: str) -> None:
+def start_distributed(cfg: Config) -> None:
     """Joins the processes over gloo on a machine without an accelerator, where mmengine only knows how to use CUDA.
 
-    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's.
+    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's, the
+    model is wrapped without device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
     """
+    launcher = cfg.launcher
     if launcher == 'none' or get_device() != 'cpu' or torch.distributed.is_initialized():
         return
     if launcher == 'slurm':
@@ -144,6 +144,15 @@ def start_distributed(launcher: str) -> None:
     os.environ.setdefault('MASTER_PORT', '29500')
     torch.distributed.init_process_group('gloo')
     tell(f'No CUDA device: {os.environ["WORLD_SIZE"]} processes on the CPU, joined over gloo')
+    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+    if wrapper.get('type', 'DistributedDataParallel').endswith('DistributedDataParallel'):
+        wrapper.setdefault('device_ids', None)
+    synchronised = [node for node in _nodes(cfg.model) if node.get('type') == 'SyncBN']
+    for node in synchronised:
+        node.type = 'BN'
+    if synchronised:
+        tell(f'warning: SyncBN needs CUDA; {len(synchronised)} norm_cfg entries use BN, per process, instead', stream=sys.stderr)
 
 
 def read_safely(unsafe_load: bool) -> None:
@@ -173,8 +182,11 @@ def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **op
     try:
         checkpoint = load(filename, map_location=map_location, **options)
     except pickle.UnpicklingError as error:
-        raise ValueError(f'Checkpoint {filename} holds more than tensors and plain values, or is not a checkpoint at all; it was not '
-                         f'loaded. If you trust its origin, give --unsafe-load. ({one_line(error)[:200]})') from error
+        found = re.search(r'GLOBAL (\S+)', str(error))
+        if found is None:
+            raise ValueError(f'{filename} is not a checkpoint file') from error
+        raise ValueError(f'Checkpoint {filename} holds more than tensors and plain values ({found[1]}), which could run any code; it was '
+                         'not loaded. If you trust its origin, give --unsafe-load') from error
     except (RuntimeError, EOFError) as error:
         if 'do not match exactly' in str(error):
             raise ValueError(f'Checkpoint {filename} does not fit the model of the config: {one_line(error)}') from error
