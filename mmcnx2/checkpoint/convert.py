@@ -75,7 +75,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], *, source: str, target:
     to_target = _Exporter(target, canonical, structure)
     check_complete(canonical, structure, to_target.name_of, expect_missing,
                    f'layout {source}, backbone under {prefix!r}')
-    return to_target.convert()
+    return to_target.convert(_Exporter(source, canonical, structure).name_of)
 
 
 def without_dropped(state_dict: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
@@ -287,13 +287,14 @@ class _Exporter:
         place = self._place_of(name)
         return place[0] if place else name
 
-    def convert(self) -> dict[str, Tensor]:
+    def convert(self, source_name_of: Callable[[str], str]) -> dict[str, Tensor]:
+        """The state dict in the target layout. `source_name_of` gives the names that an error should speak of."""
         converted: dict[str, Tensor] = {}
         homeless, twice = [], []
         for name, tensor in self.canonical.items():
             place = self._place_of(name)
             if place is None:
-                homeless.append(name)
+                homeless.append(source_name_of(name))
                 continue
             target_name, rule = place
             if target_name in converted:
@@ -301,10 +302,10 @@ class _Exporter:
             kind = self.timm_mlp if rule.kind == 'timm_mlp' else rule.kind
             converted[target_name] = KINDS[kind].from_canonical(tensor)
         if homeless:
-            parts = sorted({name.split('.')[0] + '.' + name.split('.')[1] for name in homeless})
+            patterns = dict.fromkeys(f'{name.split(".")[0]}.*' if '.' in name else name for name in homeless)
             raise CheckpointError(
-                f'layout {self.target} has no place for {len(homeless)} tensors: {shown(homeless)}; leave them out with '
-                f'drop patterns of their names in the source (they belong to {", ".join(parts)})')
+                f'layout {self.target} has no place for {len(homeless)} tensors: {shown(homeless)}; leave them out '
+                f'with drop patterns such as {" ".join(map(repr, patterns))}')
         if twice:
             raise CheckpointError(f'two tensors would get one name in layout {self.target}: {shown(twice)}')
         return converted
@@ -330,8 +331,9 @@ def without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _backbone_of_a_model(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Only the names under 'backbone.' where that is the one place of a stem: what stands around a backbone in a detector
-    may have names that another layout's backbone has."""
+    """Only the names under 'backbone.' where that is the one place of a stem.
+
+    What stands around the backbone of a detector may have names that another layout's backbone has."""
     prefixes = {prefix for layout in LAYOUTS for prefix in backbone_prefixes(state_dict, layout)}
     if prefixes == {'backbone.'}:
         return {name: tensor for name, tensor in state_dict.items() if name.startswith('backbone.')}

@@ -41,7 +41,6 @@ def _block(name: str, width: str, group: str) -> tuple[CanonicalTensor, ...]:
         CanonicalTensor(f'{name}.pwconv1.bias', wide, group),
         CanonicalTensor(f'{name}.grn.gamma', wide, f'{group} grn'),
         CanonicalTensor(f'{name}.grn.beta', wide, f'{group} grn'),
-        CanonicalTensor(f'{name}.gamma', width, f'{group} layer_scale'),
         CanonicalTensor(f'{name}.pwconv2.weight', f'{width} {wide}', group),
         CanonicalTensor(f'{name}.pwconv2.bias', width, group),
     )
@@ -57,6 +56,7 @@ TENSORS: tuple[CanonicalTensor, ...] = (
     CanonicalTensor('backbone.downsample_layers.{i}.1.weight', 'C B 2 2', 'downsample'),
     CanonicalTensor('backbone.downsample_layers.{i}.1.bias', 'C', 'downsample'),
     *_block('backbone.stages.{i}.{j}', 'C', 'block'),
+    CanonicalTensor('backbone.stages.{i}.{j}.gamma', 'C', 'block layer_scale'),  # V1
     # Norms of the four feature maps in dense tasks, each with its own group: out_indices chooses which exist.
     *(CanonicalTensor(f'backbone.norm{i}.{{p}}', f'C{i}', f'norm{i}') for i in range(4)),
     # The classifier's norm, after global average pooling. mmcnx2 and mmpretrain store it as norm3 (see SHARED_NORM).
@@ -118,7 +118,6 @@ def _dense_block(block: str, canonical: str, grn_kind: str) -> tuple[Rule, ...]:
         Rule(f'{block}.pwconv1.bias', f'{canonical}.pwconv1.bias', 'vector'),
         Rule(f'{block}.grn.gamma', f'{canonical}.grn.gamma', grn_kind),
         Rule(f'{block}.grn.beta', f'{canonical}.grn.beta', grn_kind),
-        Rule(f'{block}.gamma', f'{canonical}.gamma', 'vector'),
         Rule(f'{block}.pwconv2.weight', f'{canonical}.pwconv2.weight', 'matrix'),
         Rule(f'{block}.pwconv2.bias', f'{canonical}.pwconv2.bias', 'vector'),
     )
@@ -150,6 +149,7 @@ LAYOUTS: dict[str, Layout] = {
         backbone=(
             *_strided_convs('downsample_layers.0', 'downsample_layers.{i}'),
             *_dense_block('stages.{i}.{j}', STAGE, 'vector'),
+            Rule('stages.{i}.{j}.gamma', f'{STAGE}.gamma', 'vector'),
             *_DENSE_NORMS,
             _SHARED_FINAL_NORM,
         ),
@@ -172,6 +172,7 @@ LAYOUTS: dict[str, Layout] = {
         backbone=(
             *_strided_convs('downsample_layers.0', 'downsample_layers.{i}'),
             *_dense_block('stages.{i}.{j}', STAGE, 'grn_4d'),
+            Rule('stages.{i}.{j}.gamma', f'{STAGE}.gamma', 'vector'),
             *_DENSE_NORMS,
             Rule('norm.{p}', 'backbone.final_norm.{p}', 'vector'),
         ),

@@ -301,8 +301,8 @@ def _fit(canonical: dict[str, Tensor], structure: Structure, backbone: nn.Module
     unexpected = [name for name in names if name not in own]
     if missing or unexpected:
         raise CheckpointError(
-            'the model and the checkpoint have different parts (V1 has layer scale and no GRN, V2 the reverse); only in '
-            f'the model: {shown(missing) or "none"}; only in the checkpoint: {shown(unexpected) or "none"}')
+            'the model and the checkpoint have different parts (V1 has layer scale and no GRN, V2 the reverse); only '
+            f'in the model: {shown(missing) or "none"}; only in the checkpoint: {shown(unexpected) or "none"}')
     wrong = [f'{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}' for name, tensor in names.items()
              if tensor.shape != own[name].shape]
     if wrong:
