@@ -1,0 +1,21 @@
+# Pictures of a folder, at any depth, without labels: a random crop of 20% to 100% of the area at 224 px, flipped half
+# of the time. Other pictures: --cfg-options train_dataloader.dataset.source=FOLDER (or a list file, or a glob).
+train_dataloader = dict(
+    batch_size=512,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True, seed=0),
+    dataset=dict(
+        type='mmcnx2.UnlabelledImages',
+        source='data/imagenet/train',
+        pipeline=[
+            dict(type='mmcnx2.LoadImage'),
+            dict(
+                type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow',
+                interpolation='bicubic'),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
+        ]))
