@@ -1,4 +1,5 @@
-"""A training run's numbers, read back from what mmengine wrote: `<work_dir>/<start time>/vis_data/scalars.json`.
+"""A training run read back from its work dir: the numbers of `<start time>/vis_data/scalars.json`, config and last
+checkpoint.
 
 A run that was stopped and resumed has several of these folders, and the later one starts again at its checkpoint:
 lines of the earlier ones from that step on did not lead to the result and are dropped. Touch it when mmengine changes
@@ -96,3 +97,23 @@ def mean_smoothed(values: tuple[float, ...], window: int) -> list[float]:
     if window < 1:
         raise ValueError(f'window={window}; it must be at least 1')
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def last_checkpoint(work_dir: str | Path) -> Path:
+    """The checkpoint that a run's `last_checkpoint` names, found also when the folder was moved since."""
+    pointer = Path(work_dir) / 'last_checkpoint'
+    if not pointer.is_file():
+        raise FileNotFoundError(f'{pointer} does not exist: no training has stored a checkpoint in this folder')
+    named = Path(pointer.read_text(encoding='utf-8').strip())
+    for path in (Path(work_dir) / named.name, named):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f'{pointer} names {named}, which does not exist')
+
+
+def stored_config(work_dir: str | Path) -> Path:
+    """Path of the config, with all its options, that tools/train.py stored in the work dir."""
+    paths = sorted(Path(work_dir).glob('*.py'), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise FileNotFoundError(f'{work_dir} holds no config (*.py): no training was started there')
+    return paths[-1]

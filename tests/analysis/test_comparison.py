@@ -71,5 +71,6 @@ def test_verdict_with_seeds_asks_for_two_standard_errors():
     # gains 0.1 and 0.2: mean 0.15, standard error 0.05, so clear; gains -0.1 and 0.2: mean 0.05, error 0.15, so not
     texts = verdict(*rows(([0.1, 0.1], [0.3, 0.1], []), ([0.2, 0.3], [0.2, 0.3], [])), METRICS, 2)
     assert texts[-1] == '2 seeds per row. Larger than two standard errors: the difference in box AP.'
+    assert 'box AP 0.100 -> 0.250 (+0.150, standard error 0.050)' in texts[1]
     texts = verdict(*rows(([], [0.3, 0.1], []), ([], [0.2, 0.3], [])), METRICS, 2)
     assert texts[-1].endswith('none can be told from chance.')

@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from mmcnx2.analysis.run_log import Curve, mean_smoothed, merge_attempts, read_run
+from mmcnx2.analysis.run_log import (
+    Curve,
+    last_checkpoint,
+    mean_smoothed,
+    merge_attempts,
+    read_run,
+    stored_config,
+)
 
 
 def write_attempt(work_dir, name, lines, tail=''):
@@ -71,3 +78,20 @@ def test_mean_smoothed():
     assert mean_smoothed((1.0, 3.0, 5.0), 2) == [1.0, 2.0, 4.0]
     with pytest.raises(ValueError, match='window=0'):
         mean_smoothed((1.0,), 0)
+
+
+def test_last_checkpoint_is_found_after_a_move(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no training'):
+        last_checkpoint(tmp_path)
+    (tmp_path / 'last_checkpoint').write_text('/somewhere/else/epoch_3.pth')
+    with pytest.raises(FileNotFoundError, match='epoch_3'):
+        last_checkpoint(tmp_path)
+    (tmp_path / 'epoch_3.pth').touch()
+    assert last_checkpoint(tmp_path) == tmp_path / 'epoch_3.pth'
+
+
+def test_stored_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no config'):
+        stored_config(tmp_path)
+    (tmp_path / 'a.py').touch()
+    assert stored_config(tmp_path) == tmp_path / 'a.py'
