@@ -3,7 +3,8 @@
 Imported as a whole by the registries of `mmcnx2/registry.py`; touch this file to add a module to the package.
 """
 
+from .average_loss_hook import AverageLossHook
 from .bf16_optim_wrapper import BF16OptimWrapper
 from .layer_decay import LayerDecayOptimWrapperConstructor
 
-__all__ = ['BF16OptimWrapper', 'LayerDecayOptimWrapperConstructor']
+__all__ = ['AverageLossHook', 'BF16OptimWrapper', 'LayerDecayOptimWrapperConstructor']

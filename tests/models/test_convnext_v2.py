@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 import mmcnx2  # noqa: F401
 from mmcnx2.models.backbones.convnext_v2 import ARCHS, ConvNeXtV2, ConvNeXtV2Block
@@ -176,6 +177,12 @@ def test_layer_ids_equal_the_official_ones(size):
             assert (layer_id, num_layers - 1) == (value['group'], official['last_layer_group'])
 
 
+def test_parameters_outside_the_prefix_belong_to_no_layer(micro):
+    backbone = ConvNeXtV2(micro)
+    assert backbone.get_layer_depth('stages.0.0.norm.weight', prefix='backbone.') == (6, 7)
+    assert backbone.get_layer_depth('backbone.stages.0.0.norm.weight', prefix='backbone.') == (1, 7)
+
+
 def test_stage_wise_scales():
     """Numbers of mmseg's stage_wise at rate 0.9: 6 layers for tiny, 12 for base."""
     with torch.device('meta'):
@@ -233,3 +240,28 @@ def test_initial_weights_have_the_published_spread():
 def test_named_sizes_are_the_published_ones():
     assert ARCHS['tiny'] == dict(depths=[3, 3, 9, 3], channels=[96, 192, 384, 768])
     assert ARCHS['huge'] == dict(depths=[3, 3, 27, 3], channels=[352, 704, 1408, 2816])
+
+
+def test_init_cfg_loads_the_backbone_of_a_pretraining_run_once(micro, randomise, tmp_path):
+    """What FCMAE saved goes into a detector's backbone, whose output norms start fresh."""
+    pretraining = randomise(
+        MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=micro)))
+    )
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(meta=dict(), state_dict=pretraining.state_dict()), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    backbone = MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=micro, out_indices=(0, 1, 2, 3), init_cfg=init_cfg))
+    backbone.init_weights()
+    for name, value in pretraining.backbone.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+    assert torch.equal(backbone.norm2.weight, torch.ones(24))
+    torch.nn.init.zeros_(backbone.stages[0][0].pwconv1.weight)
+    backbone.init_weights()  # a second call must not undo training
+    assert backbone.stages[0][0].pwconv1.weight.abs().max() == 0
+
+
+def test_init_cfg_without_a_checkpoint_keeps_the_random_weights(micro):
+    backbone = ConvNeXtV2(micro, init_cfg=dict(type='Pretrained', checkpoint=None))
+    before = backbone.stages[0][0].pwconv1.weight.clone()
+    backbone.init_weights()
+    assert torch.equal(backbone.stages[0][0].pwconv1.weight, before)

@@ -124,7 +124,8 @@ class ConvNeXtV2(BaseModule):
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout
-            that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`.
+            that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`. None as PATH: random
+            weights, and a line in the log that says so.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what is allowed.
@@ -268,11 +269,17 @@ class ConvNeXtV2(BaseModule):
         """Load `init_cfg`'s checkpoint, strictly; with checkpoint=None the weights stay as drawn, with one warning."""
         if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
             super().init_weights()
+        elif self.init_cfg.get('checkpoint') is None:
+            print_log('No checkpoint in init_cfg: the backbone starts from random weights.', logger='current')
         elif not self.is_init:
             options = {key: value for key, value in self.init_cfg.items() if key not in ('type', 'checkpoint')}
             if self.init_cfg['checkpoint'] is None:
-                print_log('The backbone starts from random weights: init_cfg has checkpoint=None. Give a file with '
-                          '--cfg-options model.backbone.init_cfg.checkpoint=PATH', 'current', logging.WARNING)
+                print_log(
+                    'The backbone starts from random weights: init_cfg has checkpoint=None. Give a file with '
+                    '--cfg-options model.backbone.init_cfg.checkpoint=PATH',
+                    'current',
+                    logging.WARNING,
+                )
             else:
                 load_pretrained_backbone(self, self.init_cfg['checkpoint'], **options)
             self.is_init = True
