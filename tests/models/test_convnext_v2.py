@@ -244,9 +244,8 @@ def test_named_sizes_are_the_published_ones():
 
 def test_init_cfg_loads_the_backbone_of_a_pretraining_run_once(micro, randomise, tmp_path):
     """What FCMAE saved goes into a detector's backbone, whose output norms start fresh."""
-    pretraining = randomise(
-        MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=micro)))
-    )
+    micro_fcmae = dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=micro))
+    pretraining = randomise(MODELS.build(micro_fcmae))
     path = tmp_path / 'epoch_1.pth'
     torch.save(dict(meta=dict(), state_dict=pretraining.state_dict()), path)
     init_cfg = dict(type='Pretrained', checkpoint=str(path))
