@@ -51,12 +51,12 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
                         os.path.isfile(name)), key=_order)
         kind = 'the glob'
     else:
-        raise FileNotFoundError(f"source='{source}': there is no '{path}' (looked from {os.getcwd()}). Give an existing "
-                                'folder of pictures, a list file with one path per line, or a glob such as photos/**/*.jpg; '
-                                'relative ones start at data_root.')
+        raise FileNotFoundError(f"source='{source}': there is no '{path}' (looked from {os.getcwd()}). Give "
+                                'an existing folder of pictures, a list file with one path per line, or a glob such as '
+                                'photos/**/*.jpg; relative ones start at data_root.')
     if not found:
-        raise ValueError(f"{kind} '{path}' holds no picture. It is searched for {' '.join(extensions)}; put pictures there, "
-                         'or set `source`, or `extensions` when yours end otherwise.')
+        raise ValueError(f"{kind} '{path}' holds no picture. It is searched for {' '.join(extensions)}; put pictures "
+                         'there, or set `source`, or `extensions` when yours end otherwise.')
     return found
 
 
@@ -88,14 +88,15 @@ def _in_list(path: str, data_root: str | Path, extensions: tuple[str, ...]) -> l
     try:
         lines = Path(path).read_text(encoding='utf-8').splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, a glob, or a "
-                         'text file with one path per line.') from error
+        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, a glob, or "
+                         'a text file with one path per line.') from error
     base = os.path.expanduser(os.fspath(data_root)) if data_root else os.path.dirname(path)
     lines = [line.strip() for line in lines]
     listed = [os.path.join(base, os.path.expanduser(line)) for line in lines if line and line[0] != '#']
     if listed and not any(os.path.exists(name) for name in listed[:NUM_LINES_LOOKED_AT]):
-        raise FileNotFoundError(f"none of the first {min(len(listed), NUM_LINES_LOOKED_AT)} files of the list '{path}' exists, "
-                                f"for example '{listed[0]}'. Relative lines start at data_root, here '{base}'; set it.")
+        raise FileNotFoundError(f"none of the first {min(len(listed), NUM_LINES_LOOKED_AT)} files of the list '{path}' "
+                                f"exists, for example '{listed[0]}'. Relative lines start at data_root, here '{base}'; "
+                                'set it.')
     return listed
 
 

@@ -61,8 +61,8 @@ class LoadImage(BaseTransform):
             raise ValueError(f"channel_order='{channel_order}' has a meaning for 3 channels, not for in_channels="
                              f'{in_channels}, which keeps the order of the file; leave it out.')
         if not 1 <= max_pixels <= PILLOW_MAX_PIXELS:
-            raise ValueError(f'max_pixels={max_pixels} must lie between 1 and {PILLOW_MAX_PIXELS}, the most that Pillow '
-                             'opens; cut larger pictures into tiles.')
+            raise ValueError(f'max_pixels={max_pixels} must lie between 1 and {PILLOW_MAX_PIXELS}, the most that '
+                             'Pillow opens; cut larger pictures into tiles.')
         self.in_channels = in_channels
         self.channel_order = channel_order or ('bgr' if in_channels == 3 else None)
         self.as_stored = in_channels != 3 if as_stored is None else as_stored

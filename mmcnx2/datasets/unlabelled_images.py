@@ -125,9 +125,10 @@ class UnlabelledImages(BaseDataset):
                 raise UnreadableImage('a transform of the pipeline returned None')
         except (UnreadableImage, OSError) as error:
             if self.test_mode:
-                raise ValueError(f"'{info['img_path']}' cannot be used: {error}. In test mode no other picture takes its "
-                                 'place; mend or remove the file.') from error
+                raise ValueError(f"'{info['img_path']}' cannot be used: {error}. In test mode no other picture takes "
+                                 'its place; mend or remove the file.') from error
             self._note_bad(index, str(error))
+            self._judge_share()
             return None
         if self._file_states[index] == UNTRIED:
             self._file_states[index] = GOOD
@@ -139,14 +140,18 @@ class UnlabelledImages(BaseDataset):
         if self._file_states[index] == BAD:  # another worker was quicker
             return
         self._file_states[index] = BAD
-        num_bad = int((self._file_states == BAD).sum())
-        num_tried = int((self._file_states != UNTRIED).sum())
-        print_log(f"skipped a bad file ({num_bad} so far): '{self._path(index)}': {reason}. Another picture takes its place; "
-                  f'training stops when more than max_bad_share={self.max_bad_share} of the files are bad.',
+        print_log(f"skipped a bad file ({self._count(BAD)} so far): '{self._path(index)}': {reason}. Another picture "
+                  f'takes its place; training stops when more than max_bad_share={self.max_bad_share} are bad.',
                   'current', logging.WARNING)
-        if num_bad > self.max_bad_share * max(num_tried, min(len(self), NUM_FILES_JUDGED)):
+
+    def _judge_share(self) -> None:
+        num_bad, num_seen = self._count(BAD), len(self) - self._count(UNTRIED)
+        if num_bad > self.max_bad_share * max(num_seen, min(len(self), NUM_FILES_JUDGED)):
             raise ValueError(self._too_many(
-                f'{num_bad} of the {num_tried} files seen so far ({num_bad / num_tried:.1%})'))
+                f'{num_bad} of the {num_seen} files seen so far ({num_bad / num_seen:.1%})'))
+
+    def _count(self, state: int) -> int:
+        return int((self._file_states == state).sum())
 
     def _too_many(self, how_many: str) -> str:
         named = ', '.join(f"'{path}'" for path in self.bad_files[:NUM_NAMED])
@@ -173,6 +178,9 @@ class UnlabelledImages(BaseDataset):
             for index, reason in enumerate(pool.map(reason_of, range(len(self)), chunksize=64)):
                 if reason:
                     self._note_bad(index, reason)
+                else:
+                    self._file_states[index] = GOOD
+        self._judge_share()
 
     def _forget_files(self) -> None:
         # one byte per file, in memory that the workers of a DataLoader share
