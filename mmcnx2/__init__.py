@@ -1,9 +1,11 @@
 """The door of the package: its version, a look at the installed OpenMMLab packages, where configs and tools lie.
 
-Importing it registers the registries (so that 'mmcnx2.X' means something in a config) and sets `$MMCNX2_CONFIGS`, with which
-a config inherits one of ours from anywhere: `_base_ = '{{$MMCNX2_CONFIGS:}}/coco/....py'`. It imports no model.
-Touch it for what must hold before anything else happens; not for code that computes. Guarded by tests/test_packaging.py.
+Importing it registers the registries (so that 'mmcnx2.X' means something in a config) and sets `$MMCNX2_CONFIGS`, with
+which a config inherits one of ours from anywhere: `_base_ = '{{$MMCNX2_CONFIGS:}}/coco/....py'`. It imports no model.
+Touch it for what must hold before anything else happens; not for code that computes. Guarded by
+tests/test_packaging.py.
 """
+
 import os
 import warnings
 from importlib import metadata
@@ -11,8 +13,8 @@ from pathlib import Path
 
 from mmcnx2.version import __version__
 
-# Distribution of the maintained fork, its versions [from, below), and the original distributions with the same import name.
-# The ranges equal `install_requires` in setup.cfg (a test compares them); the reasons stand there.
+# Distribution of the maintained fork, its versions [from, below), and the original distributions with the same import
+# name. The ranges equal `install_requires` in setup.cfg (a test compares them); the reasons stand there.
 OPENMMLAB = {
     'mmengine': ('onedl-mmengine', '0.10.12', '0.11', ('mmengine', 'mmengine-lite')),
     'mmcv': ('onedl-mmcv', '2.3.6', '2.4', ('mmcv', 'mmcv-full', 'mmcv-lite')),
@@ -31,10 +33,11 @@ def installed_version(distribution: str) -> str | None:
 
 
 def openmmlab_problems(find=installed_version) -> list[tuple[str, str, bool]]:
-    """What is wrong with the installed OpenMMLab packages: (import name, sentence with the remedy, whether the package is unusable).
+    """What is wrong with the installed OpenMMLab packages: (import name, sentence with the remedy, whether the package
+    is unusable).
 
-    A missing package is unusable; one outside the tried versions, or installed beside the original of the same import name,
-    may work and is not. `find` answers a distribution's version or None.
+    A missing package is unusable; one outside the tried versions, or installed beside the original of the same import
+    name, may work and is not. `find` answers a distribution's version or None.
     """
     problems = []
     for name, (fork, lowest, below, originals) in OPENMMLAB.items():
@@ -42,18 +45,41 @@ def openmmlab_problems(find=installed_version) -> list[tuple[str, str, bool]]:
         present = [f'{original} {find(original)}' for original in originals if find(original)]
         names = ' '.join(text.split()[0] for text in present)
         if version is None and present:
-            problems.append((name, f'{name} comes from {", ".join(present)}, which stopped in early 2024; mmcnx2 needs the '
-                             f'maintained fork: pip uninstall {names}, then pip install "{fork}>={lowest},<{below}"', True))
+            problems.append(
+                (
+                    name,
+                    f'{name} comes from {", ".join(present)}, which stopped in early 2024; mmcnx2 needs the '
+                    f'maintained fork: pip uninstall {names}, then pip install "{fork}>={lowest},<{below}"',
+                    True,
+                )
+            )
         elif version is None:
-            problems.append((name, f'{fork} is not installed: pip install "{fork}>={lowest},<{below}", or `make env` in a '
-                             'checkout', True))
+            problems.append(
+                (
+                    name,
+                    f'{fork} is not installed: pip install "{fork}>={lowest},<{below}", or `make env` in a checkout',
+                    True,
+                )
+            )
         else:
             if not _numbers(lowest) <= _numbers(version) < _numbers(below):
-                problems.append((name, f'{fork} {version} is outside the versions that mmcnx2 is tested with, >={lowest},<{below}: '
-                                 f'pip install "{fork}>={lowest},<{below}"', False))
+                problems.append(
+                    (
+                        name,
+                        f'{fork} {version} is outside the versions that mmcnx2 is tested with, >={lowest},<{below}: '
+                        f'pip install "{fork}>={lowest},<{below}"',
+                        False,
+                    )
+                )
             if present:
-                problems.append((name, f'{fork} {version} and {", ".join(present)} are both installed and overwrite each '
-                                 f"other's files: pip uninstall {names} {fork}, then pip install {fork}=={version}", False))
+                problems.append(
+                    (
+                        name,
+                        f'{fork} {version} and {", ".join(present)} are both installed and overwrite each '
+                        f"other's files: pip uninstall {names} {fork}, then pip install {fork}=={version}",
+                        False,
+                    )
+                )
     return problems
 
 
@@ -91,8 +117,18 @@ def _check_openmmlab() -> None:
 
 
 _check_openmmlab()
-os.environ['MMCNX2_CONFIGS'] = str(configs_dir())  # always those of this copy: a value inherited from another checkout would lie
+os.environ['MMCNX2_CONFIGS'] = str(
+    configs_dir()
+)  # always those of this copy: a value inherited from another checkout would lie
 
 from mmcnx2 import registry  # noqa: E402  (after the check: a missing package should be named by the sentence above)
 
-__all__ = ['OPENMMLAB', '__version__', 'configs_dir', 'installed_version', 'openmmlab_problems', 'registry', 'tools_dir']
+__all__ = [
+    'OPENMMLAB',
+    '__version__',
+    'configs_dir',
+    'installed_version',
+    'openmmlab_problems',
+    'registry',
+    'tools_dir',
+]

@@ -4,6 +4,7 @@
     python -m mmcnx2 configs                          print the folder of the configs
 Touch it to find tools; not to add one. Guarded by tests/test_packaging.py.
 """
+
 import runpy
 import sys
 
@@ -12,7 +13,9 @@ import mmcnx2
 
 def main() -> None:
     tools = mmcnx2.tools_dir()
-    names = sorted(path.stem for path in tools.glob('*.py') if path.stem != 'make_env')  # that one builds a checkout's environment
+    names = sorted(
+        path.stem for path in tools.glob('*.py') if path.stem != 'make_env'
+    )  # that one builds a checkout's environment
     wanted = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if wanted == 'configs':
         print(mmcnx2.configs_dir())

@@ -2,10 +2,11 @@
 
     python tools/doctor.py [--json]
 
-Exit code 1 when something that is required does not work; optional things (CUDA, MinkowskiEngine, Triton, TensorBoard) are
-only reported. The looks run in another process, so that a package that crashes on import is reported as well.
-Touch it to add a look. Guarded by tests/test_tools.py.
+Exit code 1 when something that is required does not work; optional things (CUDA, MinkowskiEngine, Triton, TensorBoard)
+are only reported. The looks run in another process, so that a package that crashes on import is reported as well. Touch
+it to add a look. Guarded by tests/test_tools.py.
 """
+
 import argparse
 import json
 import platform
@@ -18,43 +19,86 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():
     sys.path.insert(0, str(ROOT))
 
 ENV = 'build the environment anew: `make env`'
-MENDS_MMCV = ('mmcv was installed without its compiled operators, or they were compiled for another torch: `make env`, or '
-              'pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir onedl-mmcv (torch, setuptools >= 80, '
-              'wheel, ninja and a C++ compiler must be there)')
+MENDS_MMCV = (
+    'mmcv was installed without its compiled operators, or they were compiled for another torch: `make env`, or '
+    'pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir onedl-mmcv (torch, setuptools >= 80, '
+    'wheel, ninja and a C++ compiler must be there)'
+)
 
 # What is looked at: name -> (required, code that prints what was found, remedy)
 LOOKS = {
     'torch': (True, 'import torch; torch.ones(2) @ torch.ones(2); print(torch.__version__)', ENV),
-    'torchvision': (True, 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5); '
-                          'print(torchvision.__version__)',
-                    'torch and torchvision must be a pair (2.12.1 and 0.27.1): ' + ENV),
-    'numpy': (True, 'import numpy, torch; torch.ones(2).numpy(); print(numpy.__version__)', 'numpy >=2,<2.3 is needed: ' + ENV),
-    'opencv': (True, 'import cv2; print(cv2.__version__)',
-               'pip uninstall opencv-python opencv-contrib-python, then pip install "opencv-python-headless>=4.10,<5"'),
+    'torchvision': (
+        True,
+        'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5); '
+        'print(torchvision.__version__)',
+        'torch and torchvision must be a pair (2.12.1 and 0.27.1): ' + ENV,
+    ),
+    'numpy': (
+        True,
+        'import numpy, torch; torch.ones(2).numpy(); print(numpy.__version__)',
+        'numpy >=2,<2.3 is needed: ' + ENV,
+    ),
+    'opencv': (
+        True,
+        'import cv2; print(cv2.__version__)',
+        'pip uninstall opencv-python opencv-contrib-python, then pip install "opencv-python-headless>=4.10,<5"',
+    ),
     'mmengine': (True, 'import mmengine; print(mmengine.__version__)', ENV),
     'mmcv': (True, 'import mmcv; print(mmcv.__version__)', ENV),
-    'mmcv._ext': (True, 'import torch; from mmcv.ops import nms; '
-                        'kept = nms(torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]), '
-                        'torch.tensor([.9, .8, .7]), .5)[1].tolist(); assert kept == [0, 2], kept; print("works (nms)")', MENDS_MMCV),
+    'mmcv._ext': (
+        True,
+        'import torch; from mmcv.ops import nms; '
+        'kept = nms(torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]), '
+        'torch.tensor([.9, .8, .7]), .5)[1].tolist(); assert kept == [0, 2], kept; print("works (nms)")',
+        MENDS_MMCV,
+    ),
     'mmdet': (True, 'import mmdet.models; print(mmdet.__version__)', 'needs mmcv._ext; else ' + ENV),
     'mmseg': (True, 'import mmseg.models; print(mmseg.__version__)', 'needs ftfy and mmcv; else ' + ENV),
-    'mmpretrain': (True, 'import mmpretrain.models; print(mmpretrain.__version__)', 'needs transformers >=4.57,<5; else ' + ENV),
-    'pycocotools': (True, 'import pycocotools.mask; from importlib.metadata import version; print(version("pycocotools"))', ENV),
+    'mmpretrain': (
+        True,
+        'import mmpretrain.models; print(mmpretrain.__version__)',
+        'needs transformers >=4.57,<5; else ' + ENV,
+    ),
+    'pycocotools': (
+        True,
+        'import pycocotools.mask; from importlib.metadata import version; print(version("pycocotools"))',
+        ENV,
+    ),
     'safetensors': (True, 'import safetensors.torch; print(safetensors.__version__)', ENV),
-    'mmcnx2': (True, f'import sys; sys.path[:0] = {[str(ROOT)] if str(ROOT) in sys.path else []!r}; import mmcnx2; '
-                     'from mmengine.registry import MODELS; MODELS.build(dict(type="mmcnx2.ConvNeXtV2", arch="atto")); '
-                     'print(mmcnx2.__version__, "at", mmcnx2.__path__[0])',
-               'what stands above first; else the checkout is damaged: git status'),
-    'CUDA': (False, 'import torch; assert torch.cuda.is_available(), "no device that this torch can use"; torch.ones(1, device="cuda"); '
-                    'print(torch.version.cuda, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])',
-             'everything runs on the CPU, slowly. With a GPU: check `nvidia-smi` and that the driver is new enough for this torch'),
-    'mmcv._ext CUDA': (False, 'import torch; from mmcv.ops import nms; assert torch.cuda.is_available(), "no CUDA"; '
-                              'nms(torch.zeros(1, 4).cuda(), torch.zeros(1).cuda(), .5); print("works (nms)")',
-                       'detectors run on the CPU only. With a GPU: mmcv must be compiled where it is visible and nvcc is installed: `make env`'),
+    'mmcnx2': (
+        True,
+        f'import sys; sys.path[:0] = {[str(ROOT)] if str(ROOT) in sys.path else []!r}; import mmcnx2; '
+        'from mmengine.registry import MODELS; MODELS.build(dict(type="mmcnx2.ConvNeXtV2", arch="atto")); '
+        'print(mmcnx2.__version__, "at", mmcnx2.__path__[0])',
+        'what stands above first; else the checkout is damaged: git status',
+    ),
+    'CUDA': (
+        False,
+        'import torch; assert torch.cuda.is_available(), "no device that this torch can use"; torch.ones(1, '
+        'device="cuda"); '
+        'print(torch.version.cuda, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])',
+        'everything runs on the CPU, slowly. With a GPU: check `nvidia-smi` and that the driver is new enough for '
+        'this torch',
+    ),
+    'mmcv._ext CUDA': (
+        False,
+        'import torch; from mmcv.ops import nms; assert torch.cuda.is_available(), "no CUDA"; '
+        'nms(torch.zeros(1, 4).cuda(), torch.zeros(1).cuda(), .5); print("works (nms)")',
+        'detectors run on the CPU only. With a GPU: mmcv must be compiled where it is visible and nvcc is installed: '
+        '`make env`',
+    ),
     'Triton': (False, 'import triton; print(triton.__version__)', 'only speeds up training on a GPU'),
-    'MinkowskiEngine': (False, 'import MinkowskiEngine; print(MinkowskiEngine.__version__)',
-                        "not needed; only layout='minkowski' uses it, for parity with the official code"),
-    'tensorboard': (False, 'import tensorboard; print(tensorboard.__version__)', 'only --tensorboard needs it: pip install tensorboard'),
+    'MinkowskiEngine': (
+        False,
+        'import MinkowskiEngine; print(MinkowskiEngine.__version__)',
+        "not needed; only layout='minkowski' uses it, for parity with the official code",
+    ),
+    'tensorboard': (
+        False,
+        'import tensorboard; print(tensorboard.__version__)',
+        'only --tensorboard needs it: pip install tensorboard',
+    ),
 }
 
 
@@ -76,8 +120,9 @@ for name, code in json.load(sys.stdin):
 """
 
 
-def look(codes: dict[str, str], timeout_s: float = 300.) -> dict[str, tuple[bool, str]]:
-    """Runs pieces of code in another process of this interpreter: for each, whether it worked, and what it printed or the error.
+def look(codes: dict[str, str], timeout_s: float = 300.0) -> dict[str, tuple[bool, str]]:
+    """Runs pieces of code in another process of this interpreter: for each, whether it worked, and what it printed or
+    the error.
 
     One process serves all, which saves importing torch again and again; when it dies, the look that killed it is
     reported as such and a new process goes on with the next.
@@ -86,8 +131,13 @@ def look(codes: dict[str, str], timeout_s: float = 300.) -> dict[str, tuple[bool
     while len(found) < len(codes):
         waiting = [name for name in codes if name not in found]
         try:
-            done = subprocess.run([sys.executable, '-c', RUN_LOOKS], input=json.dumps([(name, codes[name]) for name in waiting]),
-                                  capture_output=True, text=True, timeout=timeout_s)
+            done = subprocess.run(
+                [sys.executable, '-c', RUN_LOOKS],
+                input=json.dumps([(name, codes[name]) for name in waiting]),
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+            )
             answers, end = done.stdout, f'crashed with exit code {done.returncode}'
         except subprocess.TimeoutExpired as error:
             answers, end = (error.stdout or b'').decode(), f'no answer within {timeout_s:.0f} s'
@@ -105,15 +155,29 @@ def examine(looks: dict = LOOKS) -> list[dict]:
     entries = []
     version = '.'.join(map(str, sys.version_info[:3]))
     python_fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    entries.append(dict(name='Python', required=True, works=python_fits, found=f'{version}, {platform.platform()}, {sys.executable}',
-                        remedy=None if python_fits else 'Python 3.11 or 3.12 is needed: ' + ENV))
+    entries.append(
+        dict(
+            name='Python',
+            required=True,
+            works=python_fits,
+            found=f'{version}, {platform.platform()}, {sys.executable}',
+            remedy=None if python_fits else 'Python 3.11 or 3.12 is needed: ' + ENV,
+        )
+    )
     answers = look({name: code for name, (_, code, _) in looks.items()})
     for name, (required, _, remedy) in looks.items():
         works, found = answers[name]
         entries.append(dict(name=name, required=required, works=works, found=found, remedy=None if works else remedy))
     for name, sentence, unusable in distribution_problems():
-        entries.append(dict(name=f'{name} (installation)', required=True, works=False, found=sentence.split(': pip ')[0],
-                            remedy=sentence if unusable or ': pip ' in sentence else ENV))
+        entries.append(
+            dict(
+                name=f'{name} (installation)',
+                required=True,
+                works=False,
+                found=sentence.split(': pip ')[0],
+                remedy=sentence if unusable or ': pip ' in sentence else ENV,
+            )
+        )
     return entries
 
 
@@ -122,14 +186,31 @@ def distribution_problems(find=None) -> list[tuple[str, str, bool]]:
     problems = []
     try:
         import mmcnx2
+
         find = find or mmcnx2.installed_version
         problems += mmcnx2.openmmlab_problems(find)
     except ImportError as error:  # its own check at import says the same sentence
         return [('mmengine', str(error), True)]
-    cv = [name for name in ('opencv-python', 'opencv-contrib-python', 'opencv-python-headless', 'opencv-contrib-python-headless') if find(name)]
+    cv = [
+        name
+        for name in (
+            'opencv-python',
+            'opencv-contrib-python',
+            'opencv-python-headless',
+            'opencv-contrib-python-headless',
+        )
+        if find(name)
+    ]
     if len(cv) > 1:
-        problems.append(('opencv', f'{", ".join(cv)} are all installed and overwrite each other\'s files: pip uninstall {" ".join(cv)}, then '
-                         'pip install "opencv-python-headless>=4.10,<5"', False))
+        problems.append(
+            (
+                'opencv',
+                f"{', '.join(cv)} are all installed and overwrite each other's files: pip uninstall {' '.join(cv)}, "
+                'then '
+                'pip install "opencv-python-headless>=4.10,<5"',
+                False,
+            )
+        )
     return problems
 
 

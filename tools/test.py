@@ -1,11 +1,15 @@
-"""Test a checkpoint: box and mask AP, mIoU, top-1, or the reconstruction loss of a pretraining run, by what the config says.
+"""Test a checkpoint: box and mask AP, mIoU, top-1, or the reconstruction loss of a pretraining run, by what the config
+says.
 
-    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE ...]
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--show-dir DIR] [--tta] [--cfg-options
+    KEY=VALUE ...]
 
 For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. A mistake ends as one line
 `error: ...` and exit code 1, as in train.py.
-Touch this file for what is special to testing; what training needs too stands in mmcnx2/engine/run_config.py. Guarded by tests/test_tools.py.
+Touch this file for what is special to testing; what training needs too stands in mmcnx2/engine/run_config.py. Guarded
+by tests/test_tools.py.
 """
+
 import argparse
 import json
 import sys
@@ -26,7 +30,10 @@ try:
     from mmcnx2.engine import run_config
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
-    sys.exit(f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python tools/doctor.py` says what is missing')
+    sys.exit(
+        f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python '
+        'tools/doctor.py` says what is missing'
+    )
 
 # How each task's hook is told to draw its predictions into a folder
 DRAWING_HOOKS = {
@@ -40,16 +47,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or its path below our configs, such as demo/x.py')
     parser.add_argument('checkpoint', help='checkpoint file that tools/train.py wrote')
-    parser.add_argument('--out', metavar='FILE', help='*.json: write the metrics there; *.pkl: write the predictions there')
+    parser.add_argument(
+        '--out', metavar='FILE', help='*.json: write the metrics there; *.pkl: write the predictions there'
+    )
     parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into pictures in this folder')
-    parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_model and tta_pipeline")
+    parser.add_argument(
+        '--tta', action='store_true', help="test-time augmentation, by the config's tta_model and tta_pipeline"
+    )
     run_config.add_common_arguments(parser)
     return parser.parse_args(argv)
 
 
 def measures_only_the_loss(cfg: Config) -> bool:
     """True for a pretraining config: there is nothing to evaluate predictions against."""
-    return cfg.default_scope in ('mmpretrain', 'mmcnx2') and not cfg.get('test_evaluator') and not cfg.get('val_evaluator')
+    return (
+        cfg.default_scope in ('mmpretrain', 'mmcnx2') and not cfg.get('test_evaluator') and not cfg.get('val_evaluator')
+    )
 
 
 def use_validation_data_when_no_test_data(cfg: Config, name: str) -> None:
@@ -89,14 +102,18 @@ def augment_test_time(cfg: Config, name: str) -> None:
 
 
 def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
-    """Mean of each loss over the test (else validation) images, weighted by batch size, with the model in evaluation mode.
+    """Mean of each loss over the test (else validation) images, weighted by batch size, with the model in evaluation
+    mode.
 
     Random masks come from `randomness.seed` (0 without one), so that two checkpoints are measured on the same masks.
     """
     loader_cfg = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader_cfg:
-        raise ValueError(f'{args.config} is a pretraining config without test_dataloader or val_dataloader. Give it one, shaped like its '
-                         'train_dataloader, to measure the reconstruction loss of held-out images')
+        raise ValueError(
+            f'{args.config} is a pretraining config without test_dataloader or val_dataloader. Give it one, shaped '
+            'like its '
+            'train_dataloader, to measure the reconstruction loss of held-out images'
+        )
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
         cfg[key] = None
     seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -151,7 +168,10 @@ def main() -> None:
         run_config.start_distributed(cfg)
         if measures_only_the_loss(cfg):
             if args.tta or args.show_dir or (args.out and not args.out.endswith('.json')):
-                raise ValueError('--tta, --show-dir and predictions are for tasks with labels; a pretraining config gives its loss only')
+                raise ValueError(
+                    '--tta, --show-dir and predictions are for tasks with labels; a pretraining config gives its '
+                    'loss only'
+                )
             metrics = reconstruction_loss(cfg, args)
         else:
             metrics = predictions_and_metrics(cfg, args)

@@ -1,11 +1,13 @@
 """Train: pretraining, classification, detection or segmentation, by what the config says.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--tensorboard] [--cfg-options KEY=VALUE ...]
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--cfg-options KEY=VALUE ...]
 
-For several processes use tools/dist_train.sh or tools/slurm_train.sh. A mistake ends as one line `error: ...` and exit code 1;
-its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too).
-Touch this file for what is special to training; what testing needs too stands in mmcnx2/engine/run_config.py. Guarded by tests/test_tools.py.
+For several processes use tools/dist_train.sh or tools/slurm_train.sh. A mistake ends as one line `error: ...` and exit
+code 1; its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too).
+Touch this file for what is special to training; what testing needs too stands in mmcnx2/engine/run_config.py.
+Guarded by tests/test_tools.py.
 """
+
 import argparse
 import sys
 from importlib.util import find_spec
@@ -22,15 +24,28 @@ try:
     from mmcnx2.engine import run_config
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
-    sys.exit(f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python tools/doctor.py` says what is missing')
+    sys.exit(
+        f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python '
+        'tools/doctor.py` says what is missing'
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or its path below our configs, such as demo/x.py')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from a checkpoint of this run with its optimiser and schedule; without a path: the newest in the work dir')
-    parser.add_argument('--amp', action='store_true', help='forward pass in bfloat16 autocast, on CUDA and on the CPU alike')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help=(
+            'go on from a checkpoint of this run with its optimiser and schedule; without a path: the newest in the '
+            'work dir'
+        ),
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='forward pass in bfloat16 autocast, on CUDA and on the CPU alike'
+    )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
     run_config.add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -40,7 +55,10 @@ def use_bf16(cfg: Config) -> None:
     """--amp: mixed precision in bfloat16, which needs no loss scaling and, unlike mmengine's own wrapper, no GPU."""
     given = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if given not in ('OptimWrapper', 'AmpOptimWrapper', 'mmcnx2.BF16OptimWrapper'):
-        raise ValueError(f'--amp replaces OptimWrapper or AmpOptimWrapper; this config has {given!r}, which must choose its precision itself')
+        raise ValueError(
+            f'--amp replaces OptimWrapper or AmpOptimWrapper; this config has {given!r}, which must choose its '
+            'precision itself'
+        )
     cfg.optim_wrapper.type = 'mmcnx2.BF16OptimWrapper'
     for name in ('loss_scale', 'dtype', 'use_fsdp'):  # arguments of AmpOptimWrapper only
         cfg.optim_wrapper.pop(name, None)
@@ -50,14 +68,18 @@ def add_tensorboard(cfg: Config) -> None:
     """--tensorboard: one more backend for the visualizer, whichever task it belongs to."""
     if find_spec('tensorboard') is None:
         raise ImportError('--tensorboard needs the package tensorboard: pip install tensorboard')
-    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]))
+    visualizer = cfg.setdefault(
+        'visualizer', ConfigDict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    )
     backends = list(visualizer.get('vis_backends') or [])
     if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
         visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint that `last_checkpoint` in the work dir names, found also when the folder was moved since; None without one."""
+    """The checkpoint that `last_checkpoint` in the work dir names, found also when the folder was moved since; None
+    without one.
+    """
     pointer = Path(work_dir) / 'last_checkpoint'
     if not pointer.is_file():
         return None
@@ -65,7 +87,9 @@ def latest_checkpoint(work_dir: str) -> str | None:
     for path in (Path(work_dir) / named.name, named):
         if path.is_file():
             return str(path)
-    raise FileNotFoundError(f'{pointer} names {named}, which does not exist. Give the checkpoint to go on from: --resume PATH')
+    raise FileNotFoundError(
+        f'{pointer} names {named}, which does not exist. Give the checkpoint to go on from: --resume PATH'
+    )
 
 
 def resume_from(cfg: Config, wanted: str) -> None:

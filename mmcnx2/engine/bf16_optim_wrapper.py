@@ -1,8 +1,9 @@
 """Mixed precision for training: forward and loss in bfloat16 autocast, on CUDA and on the CPU.
 
-mmengine's AmpOptimWrapper refuses to run without a GPU and carries a loss scaler, which bfloat16 does not need: it has the
-exponent range of float32. Touch it for precision only. Guarded by tests/test_tools.py.
+mmengine's AmpOptimWrapper refuses to run without a GPU and carries a loss scaler, which bfloat16 does not need: it has
+the exponent range of float32. Touch it for precision only. Guarded by tests/test_tools.py.
 """
+
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +15,9 @@ from mmcnx2.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
-    """OptimWrapper whose forward pass runs in bfloat16 autocast; parameters, gradients and optimiser state stay float32."""
+    """OptimWrapper whose forward pass runs in bfloat16 autocast; parameters, gradients and optimiser state stay
+    float32.
+    """
 
     @contextmanager
     def optim_context(self, model: torch.nn.Module):

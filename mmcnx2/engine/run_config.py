@@ -1,8 +1,10 @@
 """From a config file and command line options to a runner: what `tools/train.py` and `tools/test.py` share.
 
-One pair of tools serves pretraining, classification, detection and segmentation; where the four differ (`default_scope`), it is
-decided here. Touch it for what both tools need; what only one does stands in that tool. Guarded by tests/test_tools.py.
+One pair of tools serves pretraining, classification, detection and segmentation; where the four differ
+(`default_scope`), it is decided here. Touch it for what both tools need; what only one does stands in that tool.
+Guarded by tests/test_tools.py.
 """
+
 import argparse
 import functools
 import os
@@ -25,27 +27,76 @@ from mmcnx2.engine.user_errors import one_line
 TASKS = ('mmpretrain', 'mmdet', 'mmseg', 'mmcnx2', 'mmengine')
 # Top-level keys that a Runner, a tool or mmengine reads although a config need not have them
 KNOWN_KEYS = {
-    'model', 'work_dir', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg',
-    'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'val_evaluator', 'test_evaluator', 'default_hooks', 'custom_hooks',
-    'data_preprocessor', 'load_from', 'resume', 'launcher', 'env_cfg', 'log_processor', 'log_level', 'visualizer',
-    'vis_backends', 'default_scope', 'randomness', 'experiment_name', 'runner_type', 'strategy', 'compile', 'custom_imports',
-    'tta_model', 'tta_pipeline', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn'}
+    'model',
+    'work_dir',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'train_cfg',
+    'val_cfg',
+    'test_cfg',
+    'auto_scale_lr',
+    'optim_wrapper',
+    'param_scheduler',
+    'val_evaluator',
+    'test_evaluator',
+    'default_hooks',
+    'custom_hooks',
+    'data_preprocessor',
+    'load_from',
+    'resume',
+    'launcher',
+    'env_cfg',
+    'log_processor',
+    'log_level',
+    'visualizer',
+    'vis_backends',
+    'default_scope',
+    'randomness',
+    'experiment_name',
+    'runner_type',
+    'strategy',
+    'compile',
+    'custom_imports',
+    'tta_model',
+    'tta_pipeline',
+    'model_wrapper_cfg',
+    'find_unused_parameters',
+    'sync_bn',
+}
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that train.py and test.py have in common."""
-    parser.add_argument('--work-dir', metavar='DIR', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
-                        help='what started the processes (default: pytorch under torchrun, else none)')
-    parser.add_argument('--unsafe-load', action='store_true',
-                        help='read checkpoints that hold more than tensors and plain values; such a file can run any code')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)  # old launchers pass it
+    parser.add_argument(
+        '--work-dir', metavar='DIR', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        help='what started the processes (default: pytorch under torchrun, else none)',
+    )
+    parser.add_argument(
+        '--unsafe-load',
+        action='store_true',
+        help='read checkpoints that hold more than tensors and plain values; such a file can run any code',
+    )
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+    )  # old launchers pass it
 
 
 def find_config(name: str) -> Path:
-    """Path of a config: the file `name`, else the one of that name among our configs ('coco/x.py' or 'configs/coco/x.py')."""
+    """Path of a config: the file `name`, else the one of that name among our configs ('coco/x.py' or
+    'configs/coco/x.py').
+    """
     configs = mmcnx2.configs_dir()
     for path in (Path(name).expanduser(), configs / name, configs.parent / name):
         if path.is_file():
@@ -58,16 +109,24 @@ def load_config(args: argparse.Namespace) -> Config:
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
-    except AssertionError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a config is a program: anything can go wrong in it, and it is the user's
         if 'load mmcnx2 config' in str(error):
-            raise ValueError("mmengine cannot resolve 'mmcnx2::' in `_base_`. Write '{{$MMCNX2_CONFIGS:}}/coco/....py' instead") from error
-        raise ValueError(f'{path}: {one_line(error)}') from error
+            raise ValueError(
+                f"{path}: mmengine cannot resolve 'mmcnx2::' in `_base_`. Write '{{{{$MMCNX2_CONFIGS:}}}}/coco/....py'"
+            ) from error
+        where = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
+        raise ValueError(f'{path}, or a file that it inherits, is no valid config: {one_line(error)}{where}') from error
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{path} has no `model`; is it a whole config? Files in _base_ are parts of one')
     if args.cfg_options:
         unknown = sorted({key.split('.')[0] for key in args.cfg_options} - set(cfg) - KNOWN_KEYS)
         for key in unknown:
-            tell(f'warning: --cfg-options sets {key!r}, which this config does not have and nothing is known to read', stream=sys.stderr)
+            tell(
+                f'warning: --cfg-options sets {key!r}, which this config does not have and nothing is known to read',
+                stream=sys.stderr,
+            )
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
@@ -96,9 +155,11 @@ def check_mmcv_ops() -> None:
         import mmcv.ops  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'Detectors need the compiled operators of mmcv (mmcv._ext), and they do not load: {one_line(error)}. Build the '
+            f'Detectors need the compiled operators of mmcv (mmcv._ext), and they do not load: {one_line(error)}. '
+            'Build the '
             'environment with `make env`, or install onedl-mmcv with --no-build-isolation --no-cache-dir after torch; '
-            '`python tools/doctor.py` says more') from error
+            '`python tools/doctor.py` says more'
+        ) from error
 
 
 def _nodes(node: object) -> Iterator[dict]:
@@ -120,8 +181,8 @@ def _collate_as_mmpretrain(cfg: Config) -> None:
 def start_distributed(cfg: Config) -> None:
     """Joins the processes over gloo on a machine without an accelerator, where mmengine only knows how to use CUDA.
 
-    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's, the
-    model is wrapped without device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
+    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's,
+    the model is wrapped without device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
     """
     launcher = cfg.launcher
     if launcher == 'none' or get_device() != 'cpu' or torch.distributed.is_initialized():
@@ -129,36 +190,53 @@ def start_distributed(cfg: Config) -> None:
     if launcher == 'slurm':
         names = dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID')
     elif launcher == 'mpi':
-        names = dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK')
+        names = dict(
+            RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'
+        )
     else:
         names = dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE')
     for name, source in names.items():
         if source not in os.environ:
-            raise ValueError(f'--launcher {launcher} needs the environment variable {source}; start the run through tools/dist_train.sh, '
-                             'tools/slurm_train.sh or mpirun')
+            raise ValueError(
+                f'--launcher {launcher} needs the environment variable {source}; start the run through '
+                'tools/dist_train.sh, '
+                'tools/slurm_train.sh or mpirun'
+            )
         os.environ[name] = os.environ[source]
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
-        hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True, capture_output=True, text=True)
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True, capture_output=True, text=True
+        )
         os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')
     torch.distributed.init_process_group('gloo')
     tell(f'No CUDA device: {os.environ["WORLD_SIZE"]} processes on the CPU, joined over gloo')
-    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+    wrapper = cfg.setdefault(
+        'model_wrapper_cfg',
+        ConfigDict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
     if wrapper.get('type', 'DistributedDataParallel').endswith('DistributedDataParallel'):
         wrapper.setdefault('device_ids', None)
     synchronised = [node for node in _nodes(cfg.model) if node.get('type') == 'SyncBN']
     for node in synchronised:
         node.type = 'BN'
     if synchronised:
-        tell(f'warning: SyncBN needs CUDA; {len(synchronised)} norm_cfg entries use BN, per process, instead', stream=sys.stderr)
+        tell(
+            f'warning: SyncBN needs CUDA; {len(synchronised)} norm_cfg entries use BN, per process, instead',
+            stream=sys.stderr,
+        )
 
 
 def read_safely(unsafe_load: bool) -> None:
     """Lets torch.load read tensors and plain values only, in the whole process.
 
-    mmengine tries the safe way first and then falls back to the unsafe one with a warning; this switch of torch closes the fallback.
+    mmengine tries the safe way first and then falls back to the unsafe one with a warning; this switch of torch closes
+    the fallback.
     """
     if not unsafe_load:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -185,15 +263,25 @@ def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **op
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found is None:
             raise ValueError(f'{filename} is not a checkpoint file') from error
-        raise ValueError(f'Checkpoint {filename} holds more than tensors and plain values ({found[1]}), which could run any code; it was '
-                         'not loaded. If you trust its origin, give --unsafe-load') from error
+        raise ValueError(
+            f'Checkpoint {filename} holds more than tensors and plain values ({found[1]}), which could run any code; '
+            'it was '
+            'not loaded. If you trust its origin, give --unsafe-load'
+        ) from error
     except (RuntimeError, EOFError) as error:
         if 'do not match exactly' in str(error):
-            raise ValueError(f'Checkpoint {filename} does not fit the model of the config: {one_line(error)}') from error
-        raise ValueError(f'Checkpoint {filename} cannot be read, it is damaged or incomplete: {one_line(error)}') from error
+            raise ValueError(
+                f'Checkpoint {filename} does not fit the model of the config: {one_line(error)}'
+            ) from error
+        raise ValueError(
+            f'Checkpoint {filename} cannot be read, it is damaged or incomplete: {one_line(error)}'
+        ) from error
     if resuming and not {'meta', 'optimizer'} <= set(checkpoint):
-        raise ValueError(f'Checkpoint {filename} holds weights only (keys: {", ".join(map(str, checkpoint))[:200]}), so no run can be resumed '
-                         'from it. To start a new run from its weights: --cfg-options load_from=PATH')
+        raise ValueError(
+            f'Checkpoint {filename} holds weights only (keys: {", ".join(map(str, checkpoint))[:200]}), so no run '
+            'can be resumed '
+            'from it. To start a new run from its weights: --cfg-options load_from=PATH'
+        )
     return checkpoint
 
 

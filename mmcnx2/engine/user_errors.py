@@ -1,8 +1,10 @@
 """How a command ends when something goes wrong: one line that says what to do, exit code 1, the traceback in a file.
 
-Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more clearly;
-not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by tests/test_tools.py.
+Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more
+clearly; not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by
+tests/test_tools.py.
 """
+
 import os
 import pickle
 import re
@@ -14,9 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_LINE = 2000
-# Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback is shown.
+# Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback
+# is shown.
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError, EOFError, pickle.UnpicklingError)
-USER_ERROR_NAMES = ('ConfigParsingError', 'OutOfMemoryError')  # RuntimeErrors that are nobody's bug, named to import nothing
+USER_ERROR_NAMES = (
+    'ConfigParsingError',
+    'OutOfMemoryError',
+)  # RuntimeErrors that are nobody's bug, named to import nothing
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -50,8 +56,9 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
     """Turns an error inside the `with` block into the line `error: ...` on stderr and exit code 1.
 
     The traceback goes to `traceback.txt` in the folder that `traceback_dir()` answers at that time; with
-    MMCNX2_TRACEBACK=1, and for an error that is not a user's, it is printed as well. Among the processes of a distributed run only rank 0 prints, another rank does
-    when rank 0 has not failed shortly after. Ctrl-C and `SystemExit` pass through.
+    MMCNX2_TRACEBACK=1, and for an error that is not a user's, it is printed as well. Among the processes of a
+    distributed run only rank 0 prints, another rank does when rank 0 has not failed shortly after; a connection lost
+    to a process that has explained itself is not reported again. Ctrl-C and `SystemExit` pass through.
     """
     started = time.time()
     try:
@@ -59,14 +66,27 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
     except Exception as error:
         rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')))
         shown = os.environ.get('MMCNX2_TRACEBACK') == '1' or not is_user_error(error)
+        explained = _lost_a_process(error) and _others_explain(traceback_dir(), started)
         written = _write_traceback(traceback_dir(), rank)
-        if rank == 0 or not _rank_zero_explains(traceback_dir(), started):
+        if not explained and (rank == 0 or not _rank_zero_explains(traceback_dir(), started)):
             if shown:
                 traceback.print_exc()
             where = f' (traceback: {written})' if written and not shown else ''
             on_rank = f' on rank {rank}' if rank else ''
             print(f'error{on_rank}: {one_line(error)}{where}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """True for what the surviving processes meet after one has ended: a broken connection to it."""
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ('gloo', 'NCCL', 'closed by peer'))
+
+
+def _others_explain(folder: Path | str | None, started: float) -> bool:
+    """True when a rank other than 0 wrote a traceback of this run."""
+    return folder is not None and any(
+        path.stat().st_mtime >= started - 1 for path in Path(folder).glob('traceback.rank*.txt')
+    )
 
 
 def _write_traceback(folder: Path | str | None, rank: int) -> Path | None:
@@ -85,7 +105,7 @@ def _traceback_name(rank: int) -> str:
     return f'traceback.rank{rank}.txt' if rank else 'traceback.txt'
 
 
-def _rank_zero_explains(folder: Path | str | None, started: float, patience_s: float = 5.) -> bool:
+def _rank_zero_explains(folder: Path | str | None, started: float, patience_s: float = 5.0) -> bool:
     """True when rank 0 wrote a traceback of this run; waits as long as an error that all ranks meet needs to reach it.
 
     Without a folder the run has not got further than its config, which all ranks read alike.
