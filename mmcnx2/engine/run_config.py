@@ -141,7 +141,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def check_scope(cfg: Config) -> None:
-    """Raises when `default_scope` is not a task of ours, or when a detector is asked for and mmcv has no compiled ops."""
+    """Raises when `default_scope` is no task of ours, or when a detector is asked for and mmcv has no compiled ops."""
     scope = cfg.setdefault('default_scope', 'mmengine')
     if scope not in TASKS:
         raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(TASKS)}')
@@ -156,9 +156,8 @@ def check_mmcv_ops() -> None:
     except ImportError as error:
         raise ImportError(
             f'Detectors need the compiled operators of mmcv (mmcv._ext), and they do not load: {one_line(error)}. '
-            'Build the '
-            'environment with `make env`, or install onedl-mmcv with --no-build-isolation --no-cache-dir after torch; '
-            '`python tools/doctor.py` says more'
+            'Build the environment with `make env`, or install onedl-mmcv with --no-build-isolation --no-cache-dir '
+            'after torch; `python tools/doctor.py` says more'
         ) from error
 
 
