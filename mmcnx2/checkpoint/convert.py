@@ -22,7 +22,8 @@ from mmcnx2.checkpoint import key_rules
 from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Layout, Rule
 
 NUM_NAMES_SHOWN = 10
-_PLACEHOLDERS = {'i': r'(?P<i>[0-3])', 'j': r'(?P<j>0|[1-9]\d*)', 'd': r'(?P<d>0|[1-9]\d*)', 'p': '(?P<p>weight|bias)'}
+_PLACEHOLDERS = {'i': '(?P<i>[0-3])', 'k': '(?P<k>[1-3])', 'j': r'(?P<j>0|[1-9]\d*)', 'd': r'(?P<d>0|[1-9]\d*)',
+                 'p': '(?P<p>weight|bias)'}
 _ONLY_META = re.compile(r'(backbone\.)?(norm|head)\.(weight|bias)|(proj|pred|decoder\.\d+)\..*|mask_token|encoder\..*')
 _ONLY_MMCNX2 = re.compile(r'neck\..*|head\.(fc|pred)\..*')
 _REQUIRED_GROUPS = ('stem', 'downsample', 'block')
@@ -97,11 +98,13 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     names = list(state_dict)
     marked = [layout for layout, rules in LAYOUTS.items()
               if rules.marker and any(rules.marker in name for name in names)]
-    if len(marked) > 1:
-        raise CheckpointError(f'the checkpoint has names of several layouts ({", ".join(marked)}); say which one it is')
+    stems = {rules.stem for layout, rules in LAYOUTS.items() if backbone_prefixes(state_dict, layout)}
+    if len(marked) > 1 or len(stems) > 1:
+        raise CheckpointError(f'the checkpoint has names of several layouts ({shown(marked)}; stems {shown(stems)}): '
+                              'drop all but one')
     if marked:
         return marked[0]
-    if not any(name.endswith(LAYOUTS['meta'].stem) for name in names):
+    if LAYOUTS['meta'].stem not in stems:
         raise CheckpointError(f'the checkpoint holds no ConvNeXt of a known layout ({", ".join(LAYOUTS)}); its names: '
                               f'{shown(names, 5)}')
     # Meta's dense names are ours; what stands around the blocks and the axes of GRN tell them apart.
@@ -377,7 +380,7 @@ def _canonical_pattern(name: str):
 
 def _symbol(letter: str, values: Mapping[str, str]) -> tuple[str, int]:
     """(the size's name in the whole model, factor) of a shape letter: 'CC' in stage 2 is 4 times 'C2'."""
-    stage = int(values.get('i', 0))
+    stage = int(values.get('i', values.get('k', 0)))
     symbols = {'C': (f'C{stage}', 1), 'CC': (f'C{stage}', 4), 'B': (f'C{stage - 1}', 1), 'L': ('C3', 1), 'DD': ('D', 4)}
     return symbols.get(letter, (letter, 1))
 
@@ -387,16 +390,17 @@ def _expected(structure: Structure, groups: set[str]):
     for tensor in TENSORS:
         if tensor.group not in groups:
             continue
-        for values in _places(tensor.name, tensor.group, structure):
+        for values in _places(tensor.name, structure):
             yield tensor.name.format(**values), tensor.shape.split(), values
 
 
-def _places(pattern: str, group: str, structure: Structure) -> list[dict[str, str]]:
+def _places(pattern: str, structure: Structure) -> list[dict[str, str]]:
     """Every combination of placeholder values with which a pattern occurs in a model."""
     places: list[dict[str, str]] = [{}]
     if '{i}' in pattern:
-        # The first 'downsampling' is the stem, which has rows of its own.
-        places = [{'i': str(i)} for i in range(1 if group == 'downsample' else 0, 4)]
+        places = [{'i': str(i)} for i in range(4)]
+    if '{k}' in pattern:
+        places = [{'k': str(k)} for k in range(1, 4)]
     if '{j}' in pattern:
         places = [{**place, 'j': str(j)} for place in places for j in range(structure.depths[int(place['i'])])]
     if '{d}' in pattern:

@@ -9,7 +9,7 @@ Touch this file to teach a further backbone or a further project's names: add ro
 and no logic beyond the storage kinds at the end. Guarded by tests/checkpoint/test_key_rules.py, which breaks each row
 in turn, and by tests/checkpoint/test_other_libraries.py, which compares the outputs of real models.
 
-Patterns: {i} a stage, {j} a block of it, {d} a decoder block, {p} 'weight' or 'bias'.
+Patterns: {i} a stage, {k} a stage after the first, {j} a block, {d} a decoder block, {p} 'weight' or 'bias'.
 """
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def _block(name: str, width: str, group: str) -> tuple[CanonicalTensor, ...]:
     )
 
 
-# Shape letters: C width of stage i, B width of the stage before it, CC = 4 C, I input channels, L width of the last
-# stage, D and DD = 4 D the decoder's widths, P values of a predicted cell, N classes; a digit is itself.
+# Shape letters: C width of stage i or k, B width of the stage before it, CC = 4 C, I input channels, L width of the
+# last stage, D and DD = 4 D the decoder's widths, P values of a predicted cell, N classes; a digit is itself.
 TENSORS: tuple[CanonicalTensor, ...] = (
     CanonicalTensor('backbone.downsample_layers.0.0.weight', 'C I 4 4', 'stem'),
     CanonicalTensor('backbone.downsample_layers.0.0.bias', 'C', 'stem'),
     CanonicalTensor('backbone.downsample_layers.0.1.{p}', 'C', 'stem'),
-    CanonicalTensor('backbone.downsample_layers.{i}.0.{p}', 'B', 'downsample'),
-    CanonicalTensor('backbone.downsample_layers.{i}.1.weight', 'C B 2 2', 'downsample'),
-    CanonicalTensor('backbone.downsample_layers.{i}.1.bias', 'C', 'downsample'),
+    CanonicalTensor('backbone.downsample_layers.{k}.0.{p}', 'B', 'downsample'),
+    CanonicalTensor('backbone.downsample_layers.{k}.1.weight', 'C B 2 2', 'downsample'),
+    CanonicalTensor('backbone.downsample_layers.{k}.1.bias', 'C', 'downsample'),
     *_block('backbone.stages.{i}.{j}', 'C', 'block'),
     CanonicalTensor('backbone.stages.{i}.{j}.gamma', 'C', 'block layer_scale'),  # V1
     # Norms of the four feature maps in dense tasks, each with its own group: out_indices chooses which exist.
@@ -104,8 +104,8 @@ def _strided_convs(stem: str, down: str) -> tuple[Rule, ...]:
     return (
         Rule(f'{stem}.0.{{p}}', 'backbone.downsample_layers.0.0.{p}'),
         Rule(f'{stem}.1.{{p}}', 'backbone.downsample_layers.0.1.{p}', 'vector'),
-        Rule(f'{down}.0.{{p}}', 'backbone.downsample_layers.{i}.0.{p}', 'vector'),
-        Rule(f'{down}.1.{{p}}', 'backbone.downsample_layers.{i}.1.{p}'),
+        Rule(f'{down}.0.{{p}}', 'backbone.downsample_layers.{k}.0.{p}', 'vector'),
+        Rule(f'{down}.1.{{p}}', 'backbone.downsample_layers.{k}.1.{p}'),
     )
 
 
@@ -147,7 +147,7 @@ LAYOUTS: dict[str, Layout] = {
         stem='downsample_layers.0.0.weight',
         marker=None,
         backbone=(
-            *_strided_convs('downsample_layers.0', 'downsample_layers.{i}'),
+            *_strided_convs('downsample_layers.0', 'downsample_layers.{k}'),
             *_dense_block('stages.{i}.{j}', STAGE, 'vector'),
             Rule('stages.{i}.{j}.gamma', f'{STAGE}.gamma', 'vector'),
             *_DENSE_NORMS,
@@ -170,7 +170,7 @@ LAYOUTS: dict[str, Layout] = {
         stem='downsample_layers.0.0.weight',
         marker=None,
         backbone=(
-            *_strided_convs('downsample_layers.0', 'downsample_layers.{i}'),
+            *_strided_convs('downsample_layers.0', 'downsample_layers.{k}'),
             *_dense_block('stages.{i}.{j}', STAGE, 'grn_4d'),
             Rule('stages.{i}.{j}.gamma', f'{STAGE}.gamma', 'vector'),
             *_DENSE_NORMS,
@@ -190,9 +190,9 @@ LAYOUTS: dict[str, Layout] = {
         backbone=(
             Rule('downsample_layers.0.0.{p}', 'backbone.downsample_layers.0.0.{p}'),
             Rule('downsample_layers.0.1.{p}', 'backbone.downsample_layers.0.1.{p}', 'vector'),
-            Rule('downsample_layers.{i}.0.ln.{p}', 'backbone.downsample_layers.{i}.0.{p}', 'vector'),
-            Rule('downsample_layers.{i}.1.kernel', 'backbone.downsample_layers.{i}.1.weight', 'sparse_conv'),
-            Rule('downsample_layers.{i}.1.bias', 'backbone.downsample_layers.{i}.1.bias', 'row'),
+            Rule('downsample_layers.{k}.0.ln.{p}', 'backbone.downsample_layers.{k}.0.{p}', 'vector'),
+            Rule('downsample_layers.{k}.1.kernel', 'backbone.downsample_layers.{k}.1.weight', 'sparse_conv'),
+            Rule('downsample_layers.{k}.1.bias', 'backbone.downsample_layers.{k}.1.bias', 'row'),
             Rule('stages.{i}.{j}.dwconv.kernel', f'{STAGE}.dwconv.weight', 'sparse_depthwise'),
             Rule('stages.{i}.{j}.dwconv.bias', f'{STAGE}.dwconv.bias', 'row'),
             Rule('stages.{i}.{j}.norm.ln.{p}', f'{STAGE}.norm.{{p}}', 'vector'),
@@ -211,7 +211,7 @@ LAYOUTS: dict[str, Layout] = {
         stem='stem.0.weight',
         marker='.conv_dw.',
         backbone=(
-            *_strided_convs('stem', 'stages.{i}.downsample'),
+            *_strided_convs('stem', 'stages.{k}.downsample'),
             Rule('stages.{i}.blocks.{j}.conv_dw.{p}', f'{STAGE}.dwconv.{{p}}'),
             Rule('stages.{i}.blocks.{j}.norm.{p}', f'{STAGE}.norm.{{p}}', 'vector'),
             Rule('stages.{i}.blocks.{j}.mlp.fc1.weight', f'{STAGE}.pwconv1.weight', 'timm_mlp'),
@@ -236,8 +236,8 @@ LAYOUTS: dict[str, Layout] = {
         backbone=(
             Rule('embeddings.patch_embeddings.{p}', 'backbone.downsample_layers.0.0.{p}'),
             Rule('embeddings.layernorm.{p}', 'backbone.downsample_layers.0.1.{p}', 'vector'),
-            Rule('encoder.stages.{i}.downsampling_layer.0.{p}', 'backbone.downsample_layers.{i}.0.{p}', 'vector'),
-            Rule('encoder.stages.{i}.downsampling_layer.1.{p}', 'backbone.downsample_layers.{i}.1.{p}'),
+            Rule('encoder.stages.{k}.downsampling_layer.0.{p}', 'backbone.downsample_layers.{k}.0.{p}', 'vector'),
+            Rule('encoder.stages.{k}.downsampling_layer.1.{p}', 'backbone.downsample_layers.{k}.1.{p}'),
             Rule('encoder.stages.{i}.layers.{j}.dwconv.{p}', f'{STAGE}.dwconv.{{p}}'),
             Rule('encoder.stages.{i}.layers.{j}.layernorm.{p}', f'{STAGE}.norm.{{p}}', 'vector'),
             Rule('encoder.stages.{i}.layers.{j}.pwconv1.weight', f'{STAGE}.pwconv1.weight', 'matrix'),
@@ -261,7 +261,7 @@ LAYOUTS: dict[str, Layout] = {
         stem='downsample_layers.0.0.weight',
         marker='.depthwise_conv.',
         backbone=(
-            *_strided_convs('downsample_layers.0', 'downsample_layers.{i}'),
+            *_strided_convs('downsample_layers.0', 'downsample_layers.{k}'),
             Rule('stages.{i}.{j}.depthwise_conv.{p}', f'{STAGE}.dwconv.{{p}}'),
             Rule('stages.{i}.{j}.norm.{p}', f'{STAGE}.norm.{{p}}', 'vector'),
             Rule('stages.{i}.{j}.pointwise_conv1.weight', f'{STAGE}.pwconv1.weight', 'matrix'),

@@ -104,28 +104,37 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> Any:
     with open(path, 'rb') as file:
         start = file.read(4)
-    if start == b'PK\x03\x04':
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f'{path} is truncated: it begins as a torch file but its end is missing '
-                                  f'({path.stat().st_size} bytes)')
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith('data.pkl') for name in archive.namelist()):
-                raise CheckpointError(f'{path} is a zip archive without weights ({shown(archive.namelist(), 3)})')
-    elif start[:1] != b'\x80':
+    is_zip = start == b'PK\x03\x04'
+    if not is_zip and start[:1] != b'\x80':
         raise CheckpointError(f'{path} is neither a torch file nor safetensors (it begins with {start!r})')
     try:
+        if is_zip:
+            _require_weights_inside(path)
         with torch.serialization.safe_globals(_plain_data_globals()):
             return torch.load(path, map_location='cpu', weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))
         if refused:
             raise CheckpointError(
                 f'{path} was not read: it asks for the Python object {refused}, and a checkpoint may only hold tensors '
                 'and plain data; where you trust it, save its state dict alone') from error
-        raise CheckpointError(f'{path} is damaged: {_first_line(error)}') from error
-    except Exception as error:  # bytes of unknown origin: any error of the parser means an unreadable file
+        raise CheckpointError(f'{path} is damaged or more than plain data: {_first_line(error)}') from error
+    except Exception as error:  # bytes of unknown origin: any error of the parsers means an unreadable file
         raise CheckpointError(f'{path} is damaged or no checkpoint: {type(error).__name__}: '
                               f'{_first_line(error)}') from error
+
+
+def _require_weights_inside(path: Path) -> None:
+    """Raise CheckpointError for a zip archive that has no end, or that torch did not write."""
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f'{path} is truncated: it begins as a torch file but its end is missing '
+                              f'({path.stat().st_size} bytes)')
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if not any(name.endswith('data.pkl') for name in names):
+        raise CheckpointError(f'{path} is a zip archive without weights ({shown(names, 3)})')
 
 
 def _history_method(owner: type, name: str) -> Any:
@@ -160,9 +169,9 @@ def _plain_data_globals() -> list:
 
 def _refused_global(message: str) -> str | None:
     """The name in torch's long message about a pickle that asks for more than plain data; None for other messages."""
-    match = (re.search(r'GLOBAL (\S+\(.*?\)|[\w.]+)', message)
-             or re.search(r'(?:function|class|instance) ([\w.<>\' ]+)', message))
-    return match.group(1).strip() if match else None
+    match = re.search(r'GLOBAL (getattr\(.*\)|\w+(?:\.\w+)+)(?: was not an allowed| whose module|$)', message,
+                      re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def _first_line(error: Exception) -> str:
