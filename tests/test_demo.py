@@ -253,7 +253,6 @@ def test_only_the_pretrained_row_starts_from_the_checkpoint(quick):
         scratch, pretrained = stages[f'{task}-scratch'].split(), stages[f'{task}-pretrained'].split()
         added = [word for word in pretrained if word not in scratch]
         assert [word.split('=')[0] for word in added if '=' in word] == [
-            'model.backbone.init_cfg.type',
             'model.backbone.init_cfg.checkpoint',
         ]
         assert 'init_cfg' not in stages[f'{task}-scratch']  # and the rest, seed and budget, is equal

@@ -31,7 +31,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -70,7 +71,29 @@ DISTRIBUTIONS = (
 )
 # --quick: enough to see that everything fits together, far too little to learn anything
 QUICK_DATA = {'--unlabelled': '16', '--train': '4', '--val': '4'}
-QUICK_OPTIONS: dict[str, dict[str, str]] = {'pretrain': {}, 'detect': {}, 'segment': {}}
+QUICK_ITERATIONS = {
+    'train_dataloader.batch_size': '2',
+    'train_dataloader.num_workers': '0',
+    'train_dataloader.persistent_workers': 'False',
+    'val_dataloader.num_workers': '0',
+    'train_cfg.max_iters': '2',
+    'param_scheduler.0.end': '1',
+    'param_scheduler.1.begin': '1',
+    'default_hooks.checkpoint.interval': '2',
+    'default_hooks.logger.interval': '1',
+}
+QUICK_OPTIONS = {
+    'pretrain': {
+        'train_dataloader.batch_size': '8',
+        'train_dataloader.num_workers': '0',
+        'train_dataloader.persistent_workers': 'False',
+        'train_cfg.max_epochs': '2',
+        'default_hooks.checkpoint.interval': '1',
+        'default_hooks.logger.interval': '1',
+    },
+    'detect': QUICK_ITERATIONS,
+    'segment': QUICK_ITERATIONS,
+}
 
 
 class DemoError(Exception):
@@ -409,7 +432,6 @@ def train_stage(
     def command() -> list[str]:
         given = {**options, **data_options(config, args.data)}
         if init_from is not None:
-            given['model.backbone.init_cfg.type'] = 'Pretrained'
             given['model.backbone.init_cfg.checkpoint'] = str(last_checkpoint(init_from))
         return [
             sys.executable,
@@ -579,6 +601,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+@contextmanager
+def quietly(log_path: Path) -> Iterator[None]:
+    """What the libraries print goes into a file."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open('w', encoding='utf-8') as log, redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
 def draw_pictures(demo: Demo, args: argparse.Namespace) -> list[tuple[Path, str]]:
     """Draw what the complete stages allow; (file, caption) of each picture."""
     finished = {name for name, stage in demo.stages.items() if demo.complete_marker(stage)}
@@ -628,7 +658,9 @@ def draw_pictures(demo: Demo, args: argparse.Namespace) -> list[tuple[Path, str]
         first_seed = {label: folder for label, folder in folders[task].items() if 'seed' not in label}
         if first_seed:
             path = args.work_dir / f'{kind}s.png'
-            pictures.append((path, demo_report.draw_samples(kind, first_seed, path, num_pictures=4)))
+            with quietly(demo.log_path(f'{kind}s')):
+                caption = demo_report.draw_samples(kind, first_seed, path, num_pictures=4)
+            pictures.append((path, caption))
     return pictures
 
 

@@ -137,14 +137,12 @@ def draw_samples(kind: str, work_dirs: Mapping[str, Path], path: Path, num_pictu
 
     runs = [(label, samples.TrainedRun.load(folder)) for label, folder in work_dirs.items()]
     if kind == 'detection':
-        caption = (
-            f'Validation pictures: truth, and detections that score {SCORE_THRESHOLD} or more. One colour per class.'
-        )
+        caption = f'Validation pictures: truth, and detections that score {SCORE_THRESHOLD} or more.'
         rows = samples.detection_rows(runs, num_pictures, SCORE_THRESHOLD)
     else:
-        caption = 'Validation pictures: truth, and the predicted class of every pixel. Background stays clear.'
+        caption = 'Validation pictures: truth, and the predicted class of every pixel. Background stays grey.'
         rows = samples.segmentation_rows(runs, num_pictures)
-    draw_sheet(rows, path, caption)
+    draw_sheet(rows, path, caption, legend=samples.class_legend(runs[0][1]))
     return caption
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 
 from .run_log import Curve
@@ -109,13 +110,12 @@ def draw_sheet(
     rows: Sequence[PictureRow],
     path: str | Path,
     caption: str = '',
-    titles: Sequence[str] | None = None,
     columns_per_block: int = 4,
+    legend: Sequence[tuple[str, Sequence[int]]] = (),
 ) -> Path:
-    """Sheet of pictures: the given rows under each other, `columns_per_block` pictures wide; further pictures in
-    further blocks.
+    """Sheet of pictures: the rows under each other, `columns_per_block` pictures wide; more pictures in more blocks.
 
-    `titles[i]` stands above picture i. Rows must hold the same number of pictures.
+    Rows must hold the same number of pictures. `legend` is (name, RGB in 0..255) per colour that means something.
     """
     counts = {len(row.pictures) for row in rows}
     if len(counts) != 1 or not counts.pop():
@@ -126,51 +126,70 @@ def draw_sheet(
     num_pictures = len(rows[0].pictures)
     columns = min(columns_per_block, num_pictures)
     blocks = [range(start, min(start + columns, num_pictures)) for start in range(0, num_pictures, columns)]
-    height, width = rows[0].pictures[0].shape[:2]
-    cell = 5.4 / columns
-    caption_lines = _wrapped(caption, 84)
-    title_height = 0.22 if titles else 0.06
-    block_height = len(rows) * cell * height / width + title_height + 0.1
-    caption_height = 0.17 * len(caption_lines) + (0.12 if caption_lines else 0)
-    total_height = block_height * len(blocks) + caption_height
-    figure = Figure(figsize=(5.4 + 0.3, total_height))
+    # all lengths in inches
+    label_width, gap, page_width = 0.3, 0.04, 5.8
+    tile_width = (page_width - label_width - 2 * gap) / columns
+    tile_height = tile_width * rows[0].pictures[0].shape[0] / rows[0].pictures[0].shape[1]
+    block_height = len(rows) * tile_height + 0.14
+    lines = _wrapped(caption, 86)
+    legend_height = 0.3 if legend else 0
+    caption_height = 0.17 * len(lines) + 0.12 if lines else 0
+    page_height = block_height * len(blocks) + legend_height + caption_height
+    figure = Figure(figsize=(page_width, page_height))
     for block_index, indices in enumerate(blocks):
-        top = total_height - block_index * block_height - title_height
         for row_index, row in enumerate(rows):
-            bottom = top - (row_index + 1) * cell * height / width
-            centre = (bottom + cell * height / width / 2) / total_height
-            figure.text(0.15 / 5.7, centre, row.label, rotation=90, ha='center', va='center', fontsize=9)
+            bottom = page_height - block_index * block_height - gap - (row_index + 1) * tile_height
+            middle = (bottom + tile_height / 2) / page_height
+            figure.text(
+                label_width / 2 / page_width, middle, row.label, rotation=90, ha='center', va='center', fontsize=9
+            )
             for column, index in enumerate(indices):
-                axes = figure.add_axes(
-                    (
-                        (0.3 + column * cell + 0.02) / 5.7,
-                        (bottom + 0.02) / total_height,
-                        (cell - 0.04) / 5.7,
-                        (cell * height / width - 0.04) / total_height,
-                    )
-                )
-                picture = row.pictures[index]
-                axes.imshow(
-                    picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture,
-                    cmap='gray',
-                    vmin=0,
-                    vmax=255,
-                    aspect='auto',
-                    interpolation='nearest',
-                )
-                axes.axis('off')
-                if titles and row_index == 0:
-                    axes.set_title(titles[index], fontsize=9, pad=2)
-    if caption_lines:
+                left = label_width + column * tile_width
+                place = (left / page_width, bottom / page_height)
+                size = ((tile_width - gap) / page_width, (tile_height - gap) / page_height)
+                _show(figure.add_axes((*place, *size)), row.pictures[index])
+    if legend:
+        patches = [Patch(color=np.asarray(colour) / 255, label=name) for name, colour in legend]
+        where = (0.5, (caption_height + legend_height / 2) / page_height)
+        figure.legend(
+            handles=patches,
+            loc='center',
+            bbox_to_anchor=where,
+            ncols=6,
+            fontsize=9,
+            frameon=False,
+            handlelength=1,
+            columnspacing=1,
+            handletextpad=0.4,
+        )
+    if lines:
         figure.text(
-            0.15 / 5.7,
-            (caption_height - 0.06) / total_height,
-            '\n'.join(caption_lines),
+            0.15 / page_width,
+            (caption_height - 0.06) / page_height,
+            '\n'.join(lines),
             fontsize=9,
             va='top',
             color='0.25',
         )
     return save_png(figure, path)
+
+
+def _show(axes: Axes, picture: np.ndarray) -> None:
+    is_grey = picture.ndim == 3 and picture.shape[-1] == 1
+    axes.imshow(
+        picture.squeeze(-1) if is_grey else picture,
+        cmap='gray',
+        vmin=0,
+        vmax=255,
+        aspect='auto',
+        interpolation='nearest',
+    )
+    axes.axis('off')
+
+
+def in_grey(picture: np.ndarray) -> np.ndarray:
+    """The picture (H, W, 3) without its colours, so that colours laid over it can be told apart."""
+    return np.asarray(Image.fromarray(picture).convert('L').convert('RGB'))
 
 
 def _wrapped(text: str, width: int) -> list[str]:

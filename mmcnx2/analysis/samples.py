@@ -20,7 +20,7 @@ from PIL import Image
 
 from mmcnx2.checkpoint import read_checkpoint
 
-from .figures import PictureRow, colour_table, overlay_instances, overlay_labels
+from .figures import PictureRow, colour_table, in_grey, overlay_instances, overlay_labels
 from .run_log import last_checkpoint, stored_config
 
 
@@ -58,79 +58,72 @@ def evenly_spaced(total: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)]
 
 
-def _picture(run: TrainedRun, index: int) -> np.ndarray:
-    info = run.dataset.get_data_info(index)
-    with Image.open(info['img_path']) as image:
-        return np.asarray(image.convert('RGB'))
-
-
 def detection_rows(
     runs: Sequence[tuple[str, TrainedRun]], num_pictures: int, score_threshold: float
 ) -> list[PictureRow]:
-    """Truth, then each run's instances with a score of at least the threshold; masks tinted, boxes drawn."""
-    from pycocotools import mask as coco_mask
-
+    """Picture, truth, then each run's instances that score the threshold or more; masks tinted, boxes drawn."""
     dataset = runs[0][1].dataset
     colours = colour_table(len(dataset.metainfo['classes']))
     indices = evenly_spaced(len(dataset), num_pictures)
+    pictures = [_picture(dataset, index) for index in indices]
     truth = []
-    for index in indices:
-        picture = _picture(runs[0][1], index)
-        instances = [item for item in dataset.get_data_info(index)['instances'] if not item.get('ignore_flag')]
-        masks = [
-            _decoded(item['mask'], picture.shape[:2], coco_mask) for item in instances if item.get('mask') is not None
-        ]
+    for index, picture in zip(indices, pictures, strict=True):
+        instances = [item for item in dataset.get_data_info(index)['instances'] if item.get('mask')]
+        masks = np.array([_decoded(item['mask'], picture.shape[:2]) for item in instances])
+        boxes = np.array([item['bbox'] for item in instances])
         truth.append(
-            overlay_instances(
-                picture,
-                np.array(masks).reshape(-1, *picture.shape[:2]),
-                [item['bbox_label'] for item in instances if item.get('mask') is not None],
-                colours,
-                np.array([item['bbox'] for item in instances]).reshape(-1, 4),
-            )
+            overlay_instances(in_grey(picture), masks, [item['bbox_label'] for item in instances], colours, boxes)
         )
-    rows = [PictureRow('truth', truth)]
+    rows = [PictureRow('picture', pictures), PictureRow('truth', truth)]
     for label, run in runs:
         drawn = []
-        for index in indices:
+        for index, picture in zip(indices, pictures, strict=True):
             found = run.predict(index).pred_instances
             found = found[found.scores >= score_threshold].cpu().numpy()
-            drawn.append(
-                overlay_instances(
-                    _picture(run, index), np.asarray(found.masks), found.labels.tolist(), colours, found.bboxes
-                )
-            )
+            masks = np.asarray(found.masks)
+            drawn.append(overlay_instances(in_grey(picture), masks, found.labels.tolist(), colours, found.bboxes))
         rows.append(PictureRow(label, drawn))
     return rows
 
 
-def _decoded(mask: dict | list, shape: tuple[int, int], coco_mask) -> np.ndarray:
+def segmentation_rows(runs: Sequence[tuple[str, TrainedRun]], num_pictures: int) -> list[PictureRow]:
+    """Picture, truth, then each run's label map, tinted by class; class 0 is background and stays grey."""
+    dataset = runs[0][1].dataset
+    colours = colour_table(len(dataset.metainfo['classes']) - 1)
+    indices = evenly_spaced(len(dataset), num_pictures)
+    pictures = [_picture(dataset, index) for index in indices]
+    truth = []
+    for index, picture in zip(indices, pictures, strict=True):
+        with Image.open(dataset.get_data_info(index)['seg_map_path']) as labels:
+            truth.append(overlay_labels(in_grey(picture), np.asarray(labels), colours))
+    rows = [PictureRow('picture', pictures), PictureRow('truth', truth)]
+    for label, run in runs:
+        drawn = []
+        for index, picture in zip(indices, pictures, strict=True):
+            labels = run.predict(index).pred_sem_seg.data[0].cpu().numpy()
+            drawn.append(overlay_labels(in_grey(picture), labels, colours))
+        rows.append(PictureRow(label, drawn))
+    return rows
+
+
+def class_legend(run: TrainedRun) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, RGB) of the classes as the rows above colour them; a segmentor's background has no colour."""
+    names = list(run.dataset.metainfo['classes'])
+    names = names[1:] if run.scope == 'mmseg' else names
+    return [(name, tuple(colour)) for name, colour in zip(names, colour_table(len(names)).tolist(), strict=True)]
+
+
+def _picture(dataset: torch.utils.data.Dataset, index: int) -> np.ndarray:
+    with Image.open(dataset.get_data_info(index)['img_path']) as image:
+        return np.asarray(image.convert('RGB'))
+
+
+def _decoded(mask: dict | list, shape: tuple[int, int]) -> np.ndarray:
     """Bool mask of COCO's polygons or RLE, compressed or not."""
+    from pycocotools import mask as coco_mask
+
     if isinstance(mask, list):
         mask = coco_mask.merge(coco_mask.frPyObjects(mask, *shape))
     elif isinstance(mask['counts'], list):
         mask = coco_mask.frPyObjects(mask, *shape)
     return coco_mask.decode(mask).astype(bool)
-
-
-def segmentation_rows(runs: Sequence[tuple[str, TrainedRun]], num_pictures: int) -> list[PictureRow]:
-    """Truth, then each run's label map, tinted by class; class 0 is background and stays clear."""
-    dataset = runs[0][1].dataset
-    colours = colour_table(len(dataset.metainfo['classes']) - 1)
-    indices = evenly_spaced(len(dataset), num_pictures)
-    truth = []
-    for index in indices:
-        with Image.open(dataset.get_data_info(index)['seg_map_path']) as labels:
-            truth.append(overlay_labels(_picture(runs[0][1], index), np.asarray(labels), colours))
-    rows = [PictureRow('truth', truth)]
-    for label, run in runs:
-        rows.append(
-            PictureRow(
-                label,
-                [
-                    overlay_labels(_picture(run, index), run.predict(index).pred_sem_seg.data[0].cpu().numpy(), colours)
-                    for index in indices
-                ],
-            )
-        )
-    return rows

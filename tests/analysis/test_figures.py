@@ -41,7 +41,7 @@ def test_sheet_needs_rows_of_one_length(tmp_path):
         [PictureRow('input', pictures), PictureRow('grey', [p[..., :1] for p in pictures])],
         tmp_path / 'sheet.png',
         caption='words ' * 30,
-        titles=list('abcde'),
+        legend=[('circle', (1, 2, 3))],
     )
     with Image.open(path) as image:
         image.load()
