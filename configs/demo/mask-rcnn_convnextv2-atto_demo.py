@@ -28,7 +28,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True, seed=0),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset',
         metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring', 'cross')),

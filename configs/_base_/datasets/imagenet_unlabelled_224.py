@@ -7,7 +7,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True, seed=0),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True),
     dataset=dict(
         type='mmcnx2.UnlabelledImages',
         source='data/imagenet/train',
