@@ -8,7 +8,8 @@ parts can be guessed.
 Touch this file for what a scene looks like, and raise SCENE_VERSION when pixels change; not for files and formats
 (demo_files.py). Guarded by tests/datasets/test_demo_scenes.py.
 
-Lengths are in pixels of a 192 px scene and scale with its size; x points right, y down.
+Lengths are in pixels of a 192 px scene and scale with its size (another size is another scene of the same kind); x
+points right, y down.
 """
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
         found = _in_list(path, data_root, extensions)
         kind = 'the list file'
     elif glob.has_magic(path):
-        found = sorted((name for name in glob.iglob(path, recursive=True) if name.lower().endswith(extensions) and
-                        os.path.isfile(name)), key=_order)
+        matches = (name for name in glob.iglob(path, recursive=True) if name.lower().endswith(extensions))
+        found = sorted((name for name in matches if os.path.isfile(name) or _leads_nowhere(name)), key=_order)
         kind = 'the glob'
     else:
         raise FileNotFoundError(f"source='{source}': there is no '{path}' (looked from {os.getcwd()}). Give "
@@ -74,7 +74,7 @@ def _in_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
         for entry in entries:
             if entry.is_dir():
                 search(entry.path)
-            elif entry.name.lower().endswith(extensions) and entry.is_file():
+            elif entry.name.lower().endswith(extensions) and (entry.is_file() or entry.is_symlink()):
                 found.append(entry.path)
 
     search(folder)
@@ -104,6 +104,11 @@ def _checked_extensions(extensions: Sequence[str]) -> tuple[str, ...]:
     if isinstance(extensions, str) or not extensions or not all(isinstance(one, str) and one for one in extensions):
         raise ValueError(f"extensions={extensions!r} must be a list of endings such as ('.jpg', '.png').")
     return tuple('.' + one.lower().lstrip('.') for one in extensions)
+
+
+def _leads_nowhere(path: str) -> bool:
+    """A link to nothing: kept, so that it is reported as a bad file."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _order(path: str) -> list[str]:
