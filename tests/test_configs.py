@@ -190,8 +190,9 @@ def test_every_type_resolves_and_every_transform_builds(name):
     init_default_scope(cfg.default_scope)
     registry_of = dict(
         model=registries.MODELS, train_dataloader=registries.DATASETS, val_dataloader=registries.DATASETS,
-        optim_wrapper=registries.OPTIM_WRAPPERS, param_scheduler=registries.PARAM_SCHEDULERS, train_cfg=registries.LOOPS,
-        val_cfg=registries.LOOPS, test_cfg=registries.LOOPS, val_evaluator=registries.METRICS,
+        optim_wrapper=registries.OPTIM_WRAPPERS, param_scheduler=registries.PARAM_SCHEDULERS,
+        train_cfg=registries.LOOPS, val_cfg=registries.LOOPS, test_cfg=registries.LOOPS,
+        val_evaluator=registries.METRICS,
         default_hooks=registries.HOOKS, custom_hooks=registries.HOOKS, visualizer=registries.VISUALIZERS,
         log_processor=registries.LOG_PROCESSORS, tta_model=registries.MODELS, tta_pipeline=registries.TRANSFORMS,
     )  # fmt: skip
@@ -240,14 +241,16 @@ def shrunken(name, demo_data, options):
             kept = cfg[loader].dataset.pipeline
             cfg[loader].dataset = ConfigDict(demo[loader].dataset, pipeline=kept)
         cfg.val_evaluator = cfg.test_evaluator = demo.val_evaluator
-        cfg.model = Config._merge_a_into_b(dict(
-            roi_head=dict(bbox_head=dict(num_classes=6, fc_out_channels=32), mask_head=dict(num_classes=6, num_convs=1)),
-            train_cfg=dict(rpn_proposal=dict(max_per_img=20), rcnn=dict(sampler=dict(num=16)))), cfg.model)  # fmt: skip
+        cfg.merge_from_dict({
+            'model.roi_head.bbox_head.num_classes': 6, 'model.roi_head.bbox_head.fc_out_channels': 32,
+            'model.roi_head.mask_head.num_classes': 6, 'model.roi_head.mask_head.num_convs': 1,
+            'model.train_cfg.rpn_proposal.max_per_img': 20, 'model.train_cfg.rcnn.sampler.num': 16,
+        })  # fmt: skip
         cfg.optim_wrapper.type = 'OptimWrapper'  # float16 needs a GPU
     elif name.startswith('ade20k/'):
         demo = parse('demo/upernet_convnextv2-atto_demo.py')
         for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            kept = [step for step in cfg[loader].dataset.pipeline]
+            kept = list(cfg[loader].dataset.pipeline)
             for step in kept:
                 step.pop('reduce_zero_label', None)
             cfg[loader].dataset = ConfigDict(demo[loader].dataset, pipeline=kept)
