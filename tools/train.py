@@ -76,6 +76,14 @@ def add_tensorboard(cfg: Config) -> None:
         visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
 
 
+def set_aside_held_out_data(cfg: Config) -> None:
+    """A pretraining config may name images on which tools/test.py measures its loss; training leaves them alone."""
+    for kind in ('val', 'test'):
+        if cfg.default_scope in ('mmpretrain', 'mmcnx2') and not cfg.get(f'{kind}_evaluator'):
+            for name in ('dataloader', 'cfg', 'evaluator'):
+                cfg[f'{kind}_{name}'] = None
+
+
 def latest_checkpoint(work_dir: str) -> str | None:
     """The checkpoint that `last_checkpoint` in the work dir names, found also when the folder was moved since; None
     without one.
@@ -110,6 +118,7 @@ def main() -> None:
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
+        set_aside_held_out_data(cfg)
         if args.amp:
             use_bf16(cfg)
         if args.tensorboard:
