@@ -1,7 +1,7 @@
 """Numbers and pictures in, a PNG file out. Nothing is computed here that one would want to test as a number.
 
 Every function takes finished values and a path, and replaces the file in one step, so a reader never sees half a
-picture. Sizes are chosen for a phone held upright: about 700 px wide, text of at least 9 pt. Colours are those of
+picture. Sizes are chosen for a phone held upright: about 770 px wide, text of at least 9 pt. Colours are those of
 Okabe and Ito, which stay apart for colour-blind eyes, and lines differ in their dashes as well. Touch it for the look
 of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and by looking at them.
 """
@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 
 from .run_log import Curve
 
-DPI = 150
+DPI = 180
+PAGE_WIDTH = 4.3  # inches: shown 360 px wide on a phone, 9 pt come out about 10 px high
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 DASHES = ('-', '--', '-.', ':')
 
@@ -100,7 +101,7 @@ def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:
     """Panels below each other, one per quantity."""
     if not panels:
         raise ValueError('draw_curves needs at least one panel')
-    figure = Figure(figsize=(5.4, 2.9 * len(panels)), layout='constrained')
+    figure = Figure(figsize=(PAGE_WIDTH, 2.6 * len(panels)), layout='constrained')
     for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
         _draw_panel(axes, panel)
     return save_png(figure, path)
@@ -127,12 +128,12 @@ def draw_sheet(
     columns = min(columns_per_block, num_pictures)
     blocks = [range(start, min(start + columns, num_pictures)) for start in range(0, num_pictures, columns)]
     # all lengths in inches
-    label_width, gap, page_width = 0.3, 0.04, 5.8
+    label_width, gap, page_width = 0.28, 0.03, PAGE_WIDTH
     tile_width = (page_width - label_width - 2 * gap) / columns
     tile_height = tile_width * rows[0].pictures[0].shape[0] / rows[0].pictures[0].shape[1]
     block_height = len(rows) * tile_height + 0.14
-    lines = _wrapped(caption, 86)
-    legend_height = 0.3 if legend else 0
+    lines = _wrapped(caption, 62)
+    legend_height = 0.1 + 0.19 * -(-len(legend) // 3) if legend else 0
     caption_height = 0.17 * len(lines) + 0.12 if lines else 0
     page_height = block_height * len(blocks) + legend_height + caption_height
     figure = Figure(figsize=(page_width, page_height))
@@ -155,7 +156,7 @@ def draw_sheet(
             handles=patches,
             loc='center',
             bbox_to_anchor=where,
-            ncols=6,
+            ncols=3,
             fontsize=9,
             frameon=False,
             handlelength=1,

@@ -55,14 +55,20 @@ STYLE = """
   :root { --back: #15181b; --text: #e6e8ea; --soft: #a2a9b0; --line: #343a40; --panel: #1f2428; } }
 body { margin: 0 auto; max-width: 46rem; padding: 1rem; background: var(--back); color: var(--text);
        font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } th,
-td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; } thead th { color: var(--soft); font-weight:
-600; font-size: .9rem; } figure { margin: 1rem 0; } img { display: block; width: 100%; height: auto; border-radius:
-6px; background: #fff; } figcaption, footer { color: var(--soft); font-size: .9rem; margin-top: .4rem; } pre {
-overflow-x: auto; background: var(--panel); border-radius: 6px; padding: .75rem; font-size: .8rem; line-height: 1.45;
-}
+h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+thead th { color: var(--soft); font-weight: 600; font-size: .9rem; }
+figure { margin: 1rem 0; }
+img { display: block; width: 100%; height: auto; border-radius: 6px; background: #fff; }
+figcaption, footer { color: var(--soft); font-size: .9rem; margin-top: .4rem; }
+pre { overflow-x: auto; background: var(--panel); border-radius: 6px; padding: .75rem; font-size: .8rem;
+      line-height: 1.45; }
+@media (max-width: 30rem) {
+  body { padding: .75rem; } th, td { padding: .35rem .25rem; font-size: .85rem; } thead th { font-size: .8rem; } }
 """
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from mmcnx2.analysis.figures import (
     DPI,
+    PAGE_WIDTH,
     Line,
     Panel,
     PictureRow,
@@ -29,7 +30,7 @@ def test_curves_are_written_whole(tmp_path):
     path = draw_curves([panel, Panel('empty', 'x', 'y', [])], tmp_path / 'new' / 'curves.png')
     with Image.open(path) as image:
         image.load()
-        assert image.size == (int(5.4 * DPI), int(5.8 * DPI))
+        assert image.size == (int(PAGE_WIDTH * DPI), int(5.2 * DPI))
     assert [entry.name for entry in path.parent.iterdir()] == ['curves.png']  # no half-written file is left
     with pytest.raises(ValueError, match='at least one panel'):
         draw_curves([], path)
