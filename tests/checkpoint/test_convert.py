@@ -10,7 +10,7 @@ from checkpoint_cases import DATA, LAYOUT_KINDS, cases, same_tensors
 
 from mmcnx2.checkpoint import CheckpointError, convert_state_dict, detect_layout
 from mmcnx2.checkpoint.convert import Structure, measure_structure, to_canonical
-from mmcnx2.checkpoint.key_rules import LAYOUTS
+from mmcnx2.checkpoint.key_rules import LAYOUTS, Rule
 
 SIZES = json.loads(gzip.decompress((DATA / 'layer_decay_official.json.gz').read_bytes()))['sizes']
 DENSE_LAYOUTS = [layout for layout in LAYOUTS if layout != 'meta-sparse']
@@ -171,6 +171,25 @@ def test_a_v2_file_that_lost_its_grn_is_refused_unless_that_is_expected():
     without_grn = {name: tensor for name, tensor in stored_classifier().items() if '.grn.' not in name}
     refuse(without_grn, r'10 tensors are missing: backbone\.stages\.0\.0\.grn\.gamma')
     assert len(convert_state_dict(without_grn, source='meta', target='mmcnx2', expect_missing=['*.grn.*'])) == 60
+
+
+def test_a_decoder_that_lost_its_grn_is_refused():
+    state_dict = {name: tensor for name, tensor in sparse_fcmae().items() if not name.startswith('decoder.0.grn')}
+    refuse(state_dict, r'2 tensors are missing: neck\.blocks\.0\.grn\.gamma', source='meta-sparse')
+
+
+def test_decoder_blocks_without_the_rest_of_the_decoder_are_refused():
+    rest = ('proj.', 'pred.', 'mask_token')
+    refuse({name: tensor for name, tensor in sparse_fcmae().items() if not name.startswith(rest)},
+           r'5 tensors are missing: neck\.proj\.weight', source='meta-sparse')
+
+
+def test_two_names_that_the_rules_give_to_one_tensor_are_refused(monkeypatch):
+    layout = LAYOUTS['meta']
+    twin = Rule('head_norm.{p}', 'backbone.final_norm.{p}', 'vector')
+    monkeypatch.setitem(LAYOUTS, 'meta', layout._replace(around=(*layout.around, twin)))
+    refuse({**stored_classifier(), 'head_norm.weight': torch.ones(32)},
+           '1 names for a tensor that another name has given already: head_norm.weight')
 
 
 def test_exporting_the_decoder_needs_drop_patterns():

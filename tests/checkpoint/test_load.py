@@ -65,8 +65,9 @@ def test_averaged_weights_are_taken_on_request_only(tmp_path):
     torch.save({'model': WEIGHTS, 'model_ema': averaged}, path)
     assert same_tensors(read_checkpoint(path)['state_dict'], WEIGHTS)
     assert same_tensors(read_checkpoint(path, use_ema=True)['state_dict'], averaged)
-    torch.save({'model': WEIGHTS}, path)
-    refuse(path, 'no averaged weights', use_ema=True)
+    for content in ({'model': WEIGHTS}, WEIGHTS):
+        torch.save(content, path)
+        refuse(path, 'no averaged weights', use_ema=True)
 
 
 def test_a_checkpoint_of_a_real_run_is_read(tmp_path):
@@ -150,7 +151,7 @@ def test_a_bare_pickle_with_code_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(('owner', 'name'), [
-    (np.ndarray, 'tofile'), (np.dtype, '__class__'), (argparse.Namespace, '__init__')])
+    (np.ndarray, 'tofile'), (np.ndarray, 'min'), (np.dtype, '__class__'), (argparse.Namespace, '__init__')])
 def test_getattr_gives_a_file_nothing_but_log_statistics(tmp_path, owner, name):
     torch.save({'state_dict': WEIGHTS, 'x': GetsAnything(owner, name)}, tmp_path / 'weights.pth')
     refuse(tmp_path / 'weights.pth', f'asks for the Python object getattr.*{name}')
@@ -333,6 +334,7 @@ def test_init_cfg_loads_strictly_and_passes_its_options_on(tmp_path):
     ({'arch': {'depths': [1, 1, 1, 1], 'channels': [8, 16, 24, 32]}}, {}, r'the model is depths=\[1, 1, 1, 1\]'),
     ({'in_channels': 5}, {}, r'with 3 input channels, the model has in_channels=5; choose inflate=mean\|copy\|zero'),
     ({'use_grn': False, 'layer_scale_init_value': 1e-6}, {}, 'V1 has layer scale and no GRN'),
+    ({'layer_scale_init_value': 1e-6}, {}, r'only in the model: stages\.0\.0\.gamma, .*; only in the checkpoint: none'),
     ({}, {'inflate': 'magic'}, "inflate='magic' is not known"),
     ({}, {'source': 'keras'}, 'unknown source layout'),
     ({}, {'source': 'timm'}, 'not a timm checkpoint: there is no stem'),
@@ -403,14 +405,15 @@ def test_what_is_saved_is_read_back(tmp_path, name):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize('step', ['os.fsync', 'os.replace'])
 @pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, name, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, name, step, monkeypatch):
     save_checkpoint_atomically({'state_dict': WEIGHTS}, tmp_path / name)
     old = (tmp_path / name).read_bytes()
 
     def full(*args):
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('os.fsync', full)
+    monkeypatch.setattr(step, full)
     with pytest.raises(CheckpointError, match=r'cannot write .*No space left on device'):
         save_checkpoint_atomically({'state_dict': {'other': torch.zeros(9)}}, tmp_path / name)
     assert (tmp_path / name).read_bytes() == old and os.listdir(tmp_path) == [name]
