@@ -87,13 +87,15 @@ def test_at_most_two_levels_and_every_base_is_used():
             assert base.is_relative_to(CONFIGS / '_base_'), f'{name} inherits from a config that is not a base'
             assert not Config._get_base_files(str(base)), f'{base.name} inherits too'
             used.add(base)
-    waiting = {CONFIGS / '_base_' / 'datasets' / 'coco_ms_crop.py', CONFIGS / '_base_' / 'schedules' / 'coco_1x.py'}
+    waiting = {CONFIGS / '_base_' / 'schedules' / 'coco_1x.py'}
     assert set((CONFIGS / '_base_').rglob('*.py')) - used <= waiting
 
 
 def test_the_suite_is_complete():
     found = {(parts['method'], parts['arch']) for parts in map(name_parts, PAPER)}
-    assert {(method, size) for method in ('fcmae', 'mask-rcnn', 'upernet') for size in SIZES} <= found
+    assert {
+        (method, size) for method in ('fcmae', 'mask-rcnn', 'cascade-mask-rcnn', 'upernet') for size in SIZES
+    } <= found
 
 
 @pytest.mark.parametrize('name', PAPER)
@@ -104,7 +106,7 @@ def test_name_agrees_with_the_file(name):
     assert cfg.model.backbone.arch == parts['arch'] and parts['arch'] in read_card(name)[0]
     assert cfg.train_dataloader.batch_size == int(parts['batch'])
     assert cfg.auto_scale_lr == dict(base_batch_size=total_batch, enable=False)
-    assert total_batch == dict(in1k=4096, coco=32, ade20k=16)[parts['data']]
+    assert total_batch == dict(fcmae=4096, upernet=16).get(parts['method'], 32 if parts['jitter'] == 'lsj' else 16)
     assert bool(parts['amp']) == (cfg.optim_wrapper.type != 'OptimWrapper')
     if schedule.endswith('k'):
         assert cfg.train_cfg.max_iters == 1000 * int(schedule[:-1])
@@ -137,8 +139,11 @@ def test_widths_classes_and_sizes_agree(name):
     if 'roi_head' in cfg.model:
         assert cfg.model.neck.in_channels == channels
         num_classes = 6 if name.startswith('demo/') else 80
-        assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == num_classes
-        assert cfg.model.test_cfg.rcnn.nms.type == 'soft_nms' and cfg.model.test_cfg.rpn.nms.type == 'nms'
+        boxes = cfg.model.roi_head.bbox_head
+        heads = [*(boxes if isinstance(boxes, list) else [boxes]), cfg.model.roi_head.mask_head]
+        assert {head.num_classes for head in heads} == {num_classes}
+        assert cfg.model.test_cfg.rcnn.nms.type == ('nms' if 'cascade' in name else 'soft_nms')
+        assert cfg.model.test_cfg.rpn.nms.type == 'nms'
     else:
         decode, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
         assert decode.in_channels == channels and auxiliary.in_channels == channels[auxiliary.in_index]
@@ -241,11 +246,16 @@ def shrunken(name, demo_data, options):
             kept = cfg[loader].dataset.pipeline
             cfg[loader].dataset = ConfigDict(demo[loader].dataset, pipeline=kept)
         cfg.val_evaluator = cfg.test_evaluator = demo.val_evaluator
-        cfg.merge_from_dict({
-            'model.roi_head.bbox_head.num_classes': 6, 'model.roi_head.bbox_head.fc_out_channels': 32,
-            'model.roi_head.mask_head.num_classes': 6, 'model.roi_head.mask_head.num_convs': 1,
-            'model.train_cfg.rpn_proposal.max_per_img': 20, 'model.train_cfg.rcnn.sampler.num': 16,
-        })  # fmt: skip
+        boxes, masks = cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head
+        for head in boxes if isinstance(boxes, list) else [boxes]:
+            head.update(num_classes=6, fc_out_channels=32)
+            if 'conv_out_channels' in head:
+                head.update(num_shared_convs=1, conv_out_channels=32)
+        masks.update(num_classes=6, num_convs=1)
+        samples = cfg.model.train_cfg.rcnn
+        for stage in samples if isinstance(samples, list) else [samples]:
+            stage.sampler.num = 16
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 20
         cfg.optim_wrapper.type = 'OptimWrapper'  # float16 needs a GPU
     elif name.startswith('ade20k/'):
         demo = parse('demo/upernet_convnextv2-atto_demo.py')
@@ -302,6 +312,15 @@ RUNS = {
         'train_dataloader.dataset.pipeline.2.scale': (64, 64),
         'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
         'train_dataloader.dataset.pipeline.6.size': (64, 64),
+        'val_dataloader.dataset.pipeline.1.scale': (64, 64),
+        'param_scheduler.0.start_factor': 1.0,
+    },
+    'coco/cascade-mask-rcnn_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py': {
+        'train_cfg.max_epochs': 1,
+        'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': [(64, 64)],
+        'train_dataloader.dataset.pipeline.3.transforms.1.0.scales': [(64, 64)],
+        'train_dataloader.dataset.pipeline.3.transforms.1.1.crop_size': (32, 48),
+        'train_dataloader.dataset.pipeline.3.transforms.1.2.scales': [(64, 64)],
         'val_dataloader.dataset.pipeline.1.scale': (64, 64),
         'param_scheduler.0.start_factor': 1.0,
     },
