@@ -194,7 +194,7 @@ def run_quick(folder, *options):
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, 'OMP_NUM_THREADS': '2'},
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
     )
     return done
 

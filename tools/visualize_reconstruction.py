@@ -8,7 +8,7 @@ for every mask ratio what the encoder saw and the reconstruction: visible cells 
 cells the prediction. A model trained with norm_pix predicts each cell up to its mean and spread; these come from the
 hidden cell itself (--fill own) or from the nearest visible cells (--fill nearest, nothing that the model did not
 see). Touch this file for options; the arithmetic is in mmcnx2/analysis/reconstruction.py. Guarded by
-tests/test_demo.py.
+tests/analysis/test_visualize_reconstruction.py.
 """
 
 import argparse
@@ -107,7 +107,10 @@ def load_pictures(cfg: Config, paths: list[Path], size: tuple[int, int]) -> torc
     loader = TRANSFORMS.build(pipeline[0] if pipeline else dict(type='LoadImageFromFile'))
     pictures = []
     for path in paths:
-        loaded = loader({'img_path': str(path), 'sample_idx': 0})
+        try:
+            loaded = loader({'img_path': str(path), 'sample_idx': 0})
+        except ValueError as error:
+            raise ValueError(f'{path} cannot be read as a picture: {error}') from error
         if loaded is None or loaded.get('img') is None:
             raise ValueError(f'{path} cannot be read as a picture')
         values = np.atleast_3d(loaded['img'])
