@@ -47,6 +47,19 @@ def test_objects_cover_each_other_but_not_wholly(scenes):
     assert touching > 0.4 * len(scenes)
 
 
+def test_uppermost_objects_have_the_area_of_their_class():
+    """The last object is covered by none; when it does not touch the border, its circle fills pi / 4 of its box."""
+    checked = 0
+    for index in range(80):
+        scene = draw_scene([3, index])
+        mask_HW = scene.instance_HW == len(scene.classes)
+        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+        if CLASSES[scene.classes[-1]] == 'circle' and min(rows[0], columns[0]) > 0 and max(rows[-1], columns[-1]) < 191:
+            assert mask_HW.sum() == pytest.approx(np.pi / 4 * np.ptp(rows) * np.ptp(columns), rel=0.12)
+            checked += 1
+    assert checked > 3
+
+
 def test_all_classes_come_about_equally_often(scenes):
     counts = np.bincount([index for scene in scenes for index in scene.classes], minlength=len(CLASSES))
     assert counts.min() > 0.5 * counts.mean()
