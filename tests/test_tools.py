@@ -21,6 +21,7 @@ TOOLS = ROOT / 'tools'
 
 PARTS = """
 import os, time
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
@@ -64,7 +65,7 @@ class ToyMetric(BaseMetric):
     def process(self, batch, samples):
         self.results += [abs(float(sample)) for sample in samples]
     def compute_metrics(self, results):
-        return dict(error=sum(results) / len(results))
+        return dict(error=np.float32(sum(results) / len(results)))
 """
 TOY = """
 # A config card as ours have it
@@ -161,7 +162,7 @@ def test_train_resume_and_test(call, toy):
     code, out, _ = call('test', 'toy.py', 'moved/epoch_3.pth', '--out', 'metrics.json', '--work-dir', 'tested')
     assert code == 0
     metrics = json.loads((toy / 'metrics.json').read_text())
-    assert f'error: {metrics["error"]}' in out
+    assert f'error: {metrics["error"]:.6g}' in out
     assert call('test', 'toy.py', 'moved/epoch_3.pth', '--out', 'p.pkl', '--work-dir', 'tested')[0] == 0
     assert (toy / 'p.pkl').exists()
 
@@ -180,11 +181,26 @@ def test_amp_runs_the_forward_pass_in_bf16(call, toy):
 def test_amp_keeps_the_other_settings_of_the_optimiser():
     train = load_tool('train')
     given = dict(type='AmpOptimWrapper', loss_scale=1.0, dtype='float16', accumulative_counts=4)
-    cfg = Config(dict(optim_wrapper=given))
-    train.use_bf16(cfg)
+    cfg = Config(dict(default_scope='mmseg', optim_wrapper=given))
+    train.use_mixed_precision(cfg)
     assert cfg.optim_wrapper == dict(type='mmcnx2.BF16OptimWrapper', accumulative_counts=4)
     with pytest.raises(ValueError, match='DeepSpeedOptimWrapper'):
-        train.use_bf16(Config(dict(optim_wrapper=dict(type='DeepSpeedOptimWrapper'))))
+        train.use_mixed_precision(Config(dict(optim_wrapper=dict(type='DeepSpeedOptimWrapper'))))
+
+
+def test_detectors_get_float16_on_a_gpu_and_float32_without_one(monkeypatch, capsys):
+    train = load_tool('train')
+    cfg = Config(dict(default_scope='mmdet', optim_wrapper=dict(type='OptimWrapper', clip_grad=dict(max_norm=1))))
+    train.use_mixed_precision(cfg)
+    half = dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16', clip_grad=dict(max_norm=1))
+    assert cfg.optim_wrapper == half
+    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    train.fit_precision_to_device(cfg)
+    assert cfg.optim_wrapper == half
+    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    train.fit_precision_to_device(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', clip_grad=dict(max_norm=1))
+    assert 'AmpOptimWrapper needs a GPU' in capsys.readouterr().err
 
 
 def test_tensorboard_keeps_the_visualizer_of_the_task(monkeypatch):
@@ -222,6 +238,31 @@ def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy):
     code, _, err = call('test', 'pretrain.py', 'weights.pth')
     assert code == 1
     assert 'without test_dataloader or val_dataloader' in error_line(err)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_each_task_draws_into_the_folder_that_was_named(scope, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hooks = dict(visualization=dict(interval=7))
+    cfg = Config(dict(default_scope=scope, default_hooks=hooks, visualizer=dict(type='Visualizer')))
+    load_tool('test').draw_predictions(cfg, 'pictures')
+    assert cfg.default_hooks.visualization.interval == 7
+    assert str(tmp_path / 'pictures') in (*cfg.default_hooks.visualization.values(), cfg.visualizer.get('save_dir'))
+
+
+def test_test_time_augmentation_wraps_the_model_and_reaches_through_dataset_wrappers():
+    inner = dict(type='ToyData', pipeline=['plain'])
+    cfg = Config(
+        dict(
+            model=dict(type='ToyModel'),
+            tta_model=dict(type='SegTTAModel'),
+            tta_pipeline=['augmented'],
+            test_dataloader=dict(dataset=dict(type='RepeatDataset', times=1, dataset=inner)),
+        )
+    )
+    load_tool('test').augment_test_time(cfg, 'x.py')
+    assert cfg.model == dict(type='SegTTAModel', module=dict(type='ToyModel'))
+    assert cfg.test_dataloader.dataset.dataset.pipeline == ['augmented']
 
 
 # ---- what a mistake says

@@ -80,6 +80,7 @@ def use_validation_data_when_no_test_data(cfg: Config, name: str) -> None:
 def draw_predictions(cfg: Config, folder: str) -> None:
     if cfg.default_scope not in DRAWING_HOOKS:
         raise ValueError(f'--show-dir works for {", ".join(DRAWING_HOOKS)}; this config is of {cfg.default_scope}')
+    folder = str(Path(folder).resolve())  # mmdet joins a relative one to the work dir
     options = dict(DRAWING_HOOKS[cfg.default_scope])
     argument = options.pop('folder')
     if argument:
@@ -176,8 +177,9 @@ def main() -> None:
         else:
             metrics = predictions_and_metrics(cfg, args)
         if is_main_process():
+            metrics = {name: float(value) for name, value in metrics.items()}  # some are NumPy's
             for name, value in metrics.items():
-                print(f'{name}: {value}')
+                print(f'{name}: {value:.6g}')
             if args.out and args.out.endswith('.json'):
                 Path(args.out).parent.mkdir(parents=True, exist_ok=True)
                 Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')

@@ -19,6 +19,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 
 try:
     from mmengine.config import Config, ConfigDict
+    from mmengine.device import get_device
 
     import mmcnx2  # noqa: F401  (its registries)
     from mmcnx2.engine import run_config
@@ -44,24 +45,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ),
     )
     parser.add_argument(
-        '--amp', action='store_true', help='forward pass in bfloat16 autocast, on CUDA and on the CPU alike'
+        '--amp', action='store_true', help='mixed precision: bfloat16, on the CPU too; detectors: float16 on a GPU'
     )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
     run_config.add_common_arguments(parser)
     return parser.parse_args(argv)
 
 
-def use_bf16(cfg: Config) -> None:
-    """--amp: mixed precision in bfloat16, which needs no loss scaling and, unlike mmengine's own wrapper, no GPU."""
+def use_mixed_precision(cfg: Config) -> None:
+    """--amp: bfloat16, which needs no loss scaling and, unlike mmengine's own wrapper, no GPU.
+
+    Detectors get float16 with loss scaling instead, for mmcv's RoIAlign and NMS have no bfloat16 kernels.
+    """
     given = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if given not in ('OptimWrapper', 'AmpOptimWrapper', 'mmcnx2.BF16OptimWrapper'):
         raise ValueError(
             f'--amp replaces OptimWrapper or AmpOptimWrapper; this config has {given!r}, which must choose its '
             'precision itself'
         )
-    cfg.optim_wrapper.type = 'mmcnx2.BF16OptimWrapper'
     for name in ('loss_scale', 'dtype', 'use_fsdp'):  # arguments of AmpOptimWrapper only
         cfg.optim_wrapper.pop(name, None)
+    if cfg.default_scope == 'mmdet':
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
+    else:
+        cfg.optim_wrapper.type = 'mmcnx2.BF16OptimWrapper'
+
+
+def fit_precision_to_device(cfg: Config) -> None:
+    """Without a GPU there is no float16 training: AmpOptimWrapper becomes OptimWrapper, with a warning."""
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        cfg.optim_wrapper.type = 'OptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(name, None)
+        run_config.tell('warning: AmpOptimWrapper needs a GPU; training in float32 instead', stream=sys.stderr)
 
 
 def add_tensorboard(cfg: Config) -> None:
@@ -120,7 +136,8 @@ def main() -> None:
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
         set_aside_held_out_data(cfg)
         if args.amp:
-            use_bf16(cfg)
+            use_mixed_precision(cfg)
+        fit_precision_to_device(cfg)
         if args.tensorboard:
             add_tensorboard(cfg)
         if args.resume:
