@@ -117,9 +117,8 @@ def _check_openmmlab() -> None:
 
 
 _check_openmmlab()
-os.environ['MMCNX2_CONFIGS'] = str(
-    configs_dir()
-)  # always those of this copy: a value inherited from another checkout would lie
+# always those of this copy: a value inherited from another checkout would lie
+os.environ['MMCNX2_CONFIGS'] = str(configs_dir())
 
 from mmcnx2 import registry  # noqa: E402  (after the check: a missing package should be named by the sentence above)
 

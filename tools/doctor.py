@@ -168,14 +168,14 @@ def examine(looks: dict = LOOKS) -> list[dict]:
     for name, (required, _, remedy) in looks.items():
         works, found = answers[name]
         entries.append(dict(name=name, required=required, works=works, found=found, remedy=None if works else remedy))
-    for name, sentence, unusable in distribution_problems():
+    for name, sentence, _ in distribution_problems():
         entries.append(
             dict(
                 name=f'{name} (installation)',
-                required=True,
+                required=name != 'opencv',  # pip alone installs both: mmcv asks for the other; equal versions get along
                 works=False,
                 found=sentence.split(': pip ')[0],
-                remedy=sentence if unusable or ': pip ' in sentence else ENV,
+                remedy=sentence,
             )
         )
     return entries
