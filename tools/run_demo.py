@@ -69,8 +69,8 @@ DISTRIBUTIONS = (
     'onedl-mmpretrain',
     'numpy',
 )
-# OpenMP threads spin while they wait for each other. On a machine that does anything else (a data loader, another job)
-# they wait for threads that cannot run: one pretraining step took over 8 s instead of 0.9 s on 2 busy cores.
+# OpenMP threads spin while they wait for each other. Beside other jobs they wait for threads that cannot run: on 2 busy
+# cores one pretraining step took 0.9 s with sleeping threads and over 8 s with spinning ones; idle, 0.5 s either way.
 COMMAND_ENVIRON = {'OMP_WAIT_POLICY': os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')}
 # --quick: enough to see that everything fits together, far too little to learn anything
 QUICK_DATA = {'--unlabelled': '16', '--train': '4', '--val': '4'}
