@@ -30,7 +30,7 @@ train_dataloader = dict(
         ]))
 
 # No end is written down, so another train_cfg.max_epochs stretches the cosine with it.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=24)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=18)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
@@ -40,6 +40,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=0., begin=1, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=3, max_keep_ckpts=1))
 log_processor = dict(window_size=10)
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))

@@ -1,7 +1,7 @@
 """Mask R-CNN with ConvNeXt V2 atto on 64 labelled demo scenes; small enough for two CPU cores.
 
 Run:    python tools/train.py configs/demo/mask-rcnn_convnextv2-atto_demo.py \
-            --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_24.pth
+            --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_18.pth
 Needs:  data/demo (python tools/prepare_data.py demo); no GPU; without a checkpoint it starts from random weights
 Expect: not run yet
 Source: the heads of Mask R-CNN, shrunken to fit the budget: 64 channels, 64 RoIs, two mask convolutions; the learning
@@ -39,8 +39,8 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(type='RandomResize', scale=(192, 192), ratio_range=(0.75, 1.25), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(192, 192), recompute_bbox=True, allow_negative_crop=True),
+            dict(type='RandomResize', scale=(128, 128), ratio_range=(0.75, 1.25), keep_ratio=True),
+            dict(type='RandomCrop', crop_size=(128, 128), recompute_bbox=True, allow_negative_crop=True),
             dict(type='FilterAnnotations', min_gt_bbox_wh=(2, 2), keep_empty=False),
             dict(type='RandomFlip', prob=0.5),
             dict(type='PackDetInputs'),
@@ -58,7 +58,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(192, 192), keep_ratio=True),
+            dict(type='Resize', scale=(128, 128), keep_ratio=True),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
             dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
         ]))
@@ -68,7 +68,7 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 # No end is written down, so another train_cfg.max_iters stretches the decay with it; the test comes once, at the end.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=300, val_interval=1000000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -83,6 +83,6 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1, save_best=None, rule=None))
+    checkpoint=dict(by_epoch=False, interval=250, max_keep_ckpts=1, save_best=None, rule=None))
 log_processor = dict(window_size=20, by_epoch=False)
 env_cfg = dict(dist_cfg=dict(backend='gloo'))

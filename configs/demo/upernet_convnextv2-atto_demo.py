@@ -1,7 +1,7 @@
 """UPerNet with ConvNeXt V2 atto on 64 labelled demo scenes; small enough for two CPU cores.
 
 Run:    python tools/train.py configs/demo/upernet_convnextv2-atto_demo.py \
-            --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_24.pth
+            --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_18.pth
 Needs:  data/demo (python tools/prepare_data.py demo); no GPU; without a checkpoint it starts from random weights
 Expect: not run yet
 Source: UPerNet shrunken to fit the budget: 64 channels, BatchNorm, 128 px crops; the learning rate and the schedule are
@@ -34,10 +34,9 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', reduce_zero_label=False),
-            dict(type='RandomResize', scale=(192, 192), ratio_range=(0.75, 1.25), keep_ratio=True),
+            dict(type='RandomResize', scale=(128, 128), ratio_range=(0.75, 1.25), keep_ratio=True),
             dict(type='RandomCrop', crop_size=(128, 128), cat_max_ratio=0.9),
             dict(type='RandomFlip', prob=0.5),
-            dict(type='PhotoMetricDistortion'),
             dict(type='PackSegInputs'),
         ]))
 val_dataloader = dict(
@@ -54,6 +53,7 @@ val_dataloader = dict(
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         pipeline=[
             dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(128, 128), keep_ratio=True),
             dict(type='LoadAnnotations', reduce_zero_label=False),
             dict(type='PackSegInputs'),
         ]))
@@ -62,12 +62,12 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 # No end is written down, so another train_cfg.max_iters stretches the decay with it; the test comes once, at the end.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=300, val_interval=1000000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=900, val_interval=1000000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmcnx2.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.9, grouping='group'))
 param_scheduler = [
@@ -76,6 +76,6 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=100, max_keep_ckpts=1, save_best=None, rule=None))
+    checkpoint=dict(interval=225, max_keep_ckpts=1, save_best=None, rule=None))
 log_processor = dict(window_size=20)
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))
