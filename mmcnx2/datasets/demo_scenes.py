@@ -1,9 +1,10 @@
 """The demo scenes, step 1: a seed -> one picture with its instances.
 
-Objects of six classes lie over each other on a muted, textured background. Sizes, turns and light say nothing about the
-class; the outline does always, texture and hue usually: each class has a texture of its own that it wears nine
-times out of ten, and a range of hues that it wears eight times out of ten, independently of each other. Textures run on and outlines close, so hidden parts can be
-guessed. (Colours were free at first: within the demo's budget neither its detector nor its segmentor learned anything.)
+Objects of six classes lie over each other on a muted, textured background. Sizes, turns and light say nothing about
+the class; the outline does always, texture and hue usually: each class has a texture of its own that it wears nine
+times out of ten, and a range of hues that it wears eight times out of ten, independently of each other. Textures run
+on and outlines close, so hidden parts can be guessed. (Colours were free at first: within the demo's budget neither
+its detector nor its segmentor learned anything.)
 
 Touch this file for what a scene looks like, and raise SCENE_VERSION when pixels change; not for files and formats
 (demo_files.py). Guarded by tests/datasets/test_demo_scenes.py.
