@@ -204,5 +204,8 @@ def test_wrong_images_say_what_is_expected(build_fcmae):
         model.loss(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match='do not fit a grid of 2 x 2'):
         model.encode(torch.zeros(1, 3, 96, 96), torch.ones(1, 2, 2, dtype=torch.bool))
+    for wrong in (torch.ones(1, 3, 3), torch.ones(2, 3, 3, dtype=torch.bool)):
+        with pytest.raises(TypeError, match='True where the encoder sees the cell'):
+            model.encode(torch.zeros(1, 3, 96, 96), wrong)
     with pytest.raises(ValueError, match='out_norm=True'):
         MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch='atto', out_norm=True)))

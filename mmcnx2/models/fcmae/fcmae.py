@@ -8,6 +8,7 @@ tests/models/test_fcmae.py.
 
 from __future__ import annotations
 
+import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
@@ -100,18 +101,18 @@ class FCMAE(BaseModel):
         raise ValueError(f"mode='{mode}': FCMAE knows 'loss' and 'tensor'.")
 
     def loss(
-        self, images_BCHW: Tensor, data_samples: list | None = None, visible: Tensor | None = None
+        self, images: Tensor, data_samples: list | None = None, visible: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """dict(loss=scalar): error on hidden cells of normalised images.
+        """dict(loss=scalar): error on hidden cells.
 
         Args:
-            images_BCHW: sides must be multiples of patch_size.
+            images: (B, C, H, W), normalised; sides must be multiples of patch_size.
             data_samples: when each carries the metainfo `sample_seed`, its mask depends on that seed alone.
             visible: bool (B, G, G), True = seen; drawn by `draw_visible` when None.
         """
-        visible_BGG = self.draw_visible(images_BCHW, data_samples) if visible is None else visible
-        predictions_BLP = self.reconstruct(images_BCHW, visible_BGG)
-        return dict(loss=self.head.loss(predictions_BLP, images_BCHW, visible_BGG))
+        visible_BGG = self.draw_visible(images, data_samples) if visible is None else visible
+        predictions_BLP = self.reconstruct(images, visible_BGG)
+        return dict(loss=self.head.loss(predictions_BLP, images, visible_BGG))
 
     def draw_visible(self, images_BCHW: Tensor, data_samples: list | None = None) -> Tensor:
         """visible_BGG at random, the same number in every image."""
@@ -124,16 +125,23 @@ class FCMAE(BaseModel):
     def encode(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
         """features_BCGG of visible cells, zeros in hidden ones; patch_size / total stride positions per side of a
         cell."""
+        if visible_BGG.dtype != torch.bool or len(visible_BGG) != len(images_BCHW):
+            raise TypeError(
+                f'visible is a {visible_BGG.dtype} tensor of shape {tuple(visible_BGG.shape)} for {len(images_BCHW)} '
+                'images; give bool (B, rows, columns), True where the encoder sees the cell (MAE masks are the other '
+                'way round: visible = mask == 0).'
+            )
         self._check_sizes(images_BCHW, visible_BGG.shape[1:])
         return self.backbone(images_BCHW, self._layout_of(visible_BGG))[-1]
 
-    def reconstruct(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
-        """predictions_BLP: values of every cell, row by row, P = patch_size * patch_size * channels in (row, column,
-        channel)
-        order; normalised per cell when the head's norm_pix is on. Only hidden cells are trained."""
-        features_BCHW = self.encode(images_BCHW, visible_BGG)
+    def reconstruct(self, images: Tensor, visible: Tensor) -> Tensor:
+        """predictions_BLP: values of every cell, row by row; normalised per cell when the head's norm_pix is on.
+
+        P = patch_size * patch_size * channels, in (row, column, channel) order. Only hidden cells are trained.
+        """
+        features_BCHW = self.encode(images, visible)
         positions_per_side = self.patch_size // self.backbone.total_stride
-        visible_BHW = visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
         return self.head(self.neck(features_BCHW, visible_BHW), self.patch_size)
 
     def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
