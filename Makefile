@@ -23,7 +23,7 @@ demo: env  ## run the whole path on pictures that it makes itself (DEMO_ARGS="..
 	@$(PYTHON) tools/run_demo.py $(DEMO_ARGS)
 
 test: env  ## run the tests (TEST_ARGS="..." is passed on)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(TEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest $(TEST_ARGS)
 
 lint: env  ## check style with ruff
 	@$(PYTHON) -m ruff check .
