@@ -1,6 +1,6 @@
 """Every config: its card, its name against its content, every type and transform, the model, and two steps of training.
 
-`python tests/test_configs.py` writes the tables of configs/README.md anew from the files; a test compares them.
+`python -m tests.test_configs` writes the tables of configs/README.md anew from the files; a test compares them.
 """
 
 import ast
@@ -26,7 +26,7 @@ PAPER = [name for name in LEAVES if not name.startswith('demo/')]
 CARD_FIELDS = ('Run', 'Needs', 'Expect', 'Source')
 SIZES = ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'large', 'huge')
 COCO_EPOCHS = {'1x': 12, '3x': 36}
-TABLE_START, TABLE_END = '<!-- tables: python tests/test_configs.py -->\n', '<!-- end of tables -->\n'
+TABLE_START, TABLE_END = '<!-- tables: python -m tests.test_configs -->\n', '<!-- end of tables -->\n'
 
 
 @functools.cache
@@ -380,7 +380,7 @@ def readme_parts():
 
 
 def test_readme_tables_are_made_from_the_files():
-    assert readme_parts()[1] == readme_tables(), 'run `python tests/test_configs.py`'
+    assert readme_parts()[1] == readme_tables(), 'run `python -m tests.test_configs`'
 
 
 if __name__ == '__main__':

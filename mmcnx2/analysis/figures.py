@@ -142,7 +142,13 @@ def draw_sheet(
             bottom = page_height - block_index * block_height - gap - (row_index + 1) * tile_height
             middle = (bottom + tile_height / 2) / page_height
             figure.text(
-                label_width / 2 / page_width, middle, row.label, rotation=90, ha='center', va='center', fontsize=9
+                label_width / 2 / page_width,
+                middle,
+                row.label,
+                rotation=90,
+                ha='center',
+                va='center',
+                fontsize=9 * min(1, 12 / len(row.label)),  # a long one must not run into its neighbour
             )
             for column, index in enumerate(indices):
                 left = label_width + column * tile_width
