@@ -108,10 +108,11 @@ def load_tool(name: str):
 
 
 @pytest.fixture
-def call(toy, monkeypatch, capsys):
+def call(toy, monkeypatch, capsys, forget_runs):
     """Runs a tool in this process: (exit code, stdout, stderr)."""
 
     def run(name: str, *args: str) -> tuple[int, str, str]:
+        forget_runs()
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
         code = 0
         try:
