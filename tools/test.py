@@ -183,6 +183,7 @@ def main() -> None:
             if args.out and args.out.endswith('.json'):
                 Path(args.out).parent.mkdir(parents=True, exist_ok=True)
                 Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
+        run_config.end_distributed()
 
 
 if __name__ == '__main__':

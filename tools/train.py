@@ -144,6 +144,7 @@ def main() -> None:
             resume_from(cfg, args.resume)
         run_config.start_distributed(cfg)
         run_config.build_runner(cfg, strict=bool(cfg.get('resume'))).train()
+        run_config.end_distributed()
 
 
 if __name__ == '__main__':

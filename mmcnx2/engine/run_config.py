@@ -231,6 +231,16 @@ def start_distributed(cfg: Config) -> None:
         )
 
 
+def end_distributed() -> None:
+    """Waits for the other processes and leaves the group; a run that succeeded calls it last.
+
+    Without it gloo's threads may still run while the interpreter ends, which aborts the process now and then.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def read_safely(unsafe_load: bool) -> None:
     """Lets torch.load read tensors and plain values only, in the whole process.
 
