@@ -45,7 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ),
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: bfloat16, on the CPU too; detectors: float16 on a GPU'
+        '--amp',
+        action='store_true',
+        help='mixed precision: bfloat16, on the CPU too; float16 on a GPU for detectors that are not of our configs',
     )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
     run_config.add_common_arguments(parser)
@@ -55,7 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def use_mixed_precision(cfg: Config) -> None:
     """--amp: bfloat16, which needs no loss scaling and, unlike mmengine's own wrapper, no GPU.
 
-    Detectors get float16 with loss scaling instead, for mmcv's RoIAlign and NMS have no bfloat16 kernels.
+    A detector without our float32 parts gets float16 with loss scaling instead, for mmcv's RoIAlign and NMS have no
+    bfloat16 kernels.
     """
     given = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if given not in ('OptimWrapper', 'AmpOptimWrapper', 'mmcnx2.BF16OptimWrapper'):
@@ -65,7 +68,7 @@ def use_mixed_precision(cfg: Config) -> None:
         )
     for name in ('loss_scale', 'dtype', 'use_fsdp'):  # arguments of AmpOptimWrapper only
         cfg.optim_wrapper.pop(name, None)
-    if cfg.default_scope == 'mmdet':
+    if cfg.default_scope == 'mmdet' and 'mmcnx2.Float32' not in str(cfg.model):
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
     else:
         cfg.optim_wrapper.type = 'mmcnx2.BF16OptimWrapper'

@@ -15,7 +15,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=None)),
     neck=dict(type='FPN', in_channels=[128, 256, 512, 1024], out_channels=256, num_outs=5),
     rpn_head=dict(
-        type='RPNHead',
+        type='mmcnx2.Float32RPNHead',
         in_channels=256,
         feat_channels=256,
         anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
@@ -27,14 +27,14 @@ model = dict(
         num_stages=3,
         stage_loss_weights=[1, 0.5, 0.25],
         bbox_roi_extractor=dict(
-            type='SingleRoIExtractor',
+            type='mmcnx2.Float32RoIExtractor',
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
             out_channels=256,
             featmap_strides=[4, 8, 16, 32]),
         # boxes are refined three times, each time with finer deltas
         bbox_head=[
             dict(
-                type='ConvFCBBoxHead',
+                type='mmcnx2.Float32BBoxHead',
                 num_shared_convs=4,
                 num_shared_fcs=1,
                 in_channels=256,
@@ -54,12 +54,12 @@ model = dict(
             for centre_std, size_std in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
         ],
         mask_roi_extractor=dict(
-            type='SingleRoIExtractor',
+            type='mmcnx2.Float32RoIExtractor',
             roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
             out_channels=256,
             featmap_strides=[4, 8, 16, 32]),
         mask_head=dict(
-            type='FCNMaskHead',
+            type='mmcnx2.Float32MaskHead',
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,

@@ -1,6 +1,6 @@
 # Runtime of detection: registries, hooks, logs. Epoch-based.
 default_scope = 'mmdet'
-custom_imports = dict(imports=['mmcnx2'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmcnx2', 'mmcnx2.models.detection'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

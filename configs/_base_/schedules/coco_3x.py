@@ -1,7 +1,7 @@
 # COCO 3x: 36 epochs, learning rate / 10 after epochs 27 and 33, warmup over 1000 iterations. A config sets the learning
-# rate and the layer decay. float16 and not bfloat16, because mmcv's RoIAlign has no bfloat16 kernel.
+# rate and the layer decay. Ours: bfloat16 autocast; proposals, boxes and RoIAlign in float32.
 optim_wrapper = dict(
-    type='AmpOptimWrapper',
+    type='mmcnx2.BF16OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmcnx2.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95, grouping='group'))

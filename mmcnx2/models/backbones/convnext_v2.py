@@ -269,11 +269,9 @@ class ConvNeXtV2(BaseModule):
         """Load `init_cfg`'s checkpoint, strictly; with checkpoint=None the weights stay as drawn, with one warning."""
         if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
             super().init_weights()
-        elif self.init_cfg.get('checkpoint') is None:
-            print_log('No checkpoint in init_cfg: the backbone starts from random weights.', logger='current')
         elif not self.is_init:
             options = {key: value for key, value in self.init_cfg.items() if key not in ('type', 'checkpoint')}
-            if self.init_cfg['checkpoint'] is None:
+            if self.init_cfg.get('checkpoint') is None:
                 print_log(
                     'The backbone starts from random weights: init_cfg has checkpoint=None. Give a file with '
                     '--cfg-options model.backbone.init_cfg.checkpoint=PATH',
