@@ -138,9 +138,9 @@ def test_values_that_nobody_published_are_called_our_choice(name):
 
 def test_bases_that_repeat_each_other_agree():
     """Two levels of inheritance at most: what two bases share is written twice, and compared here."""
-    atto = [name for name, parts in DENSE.items() if parts['family'] == 'convnextv2' and parts['arch'] == 'base']
+    base = [name for name, parts in DENSE.items() if parts['family'] == 'convnextv2' and parts['arch'] == 'base']
     lsj, ms_crop = (
-        parse(next(name for name in atto if text in name)) for text in ('mask-rcnn_convnextv2', 'cascade-mask')
+        parse(next(name for name in base if text in name)) for text in ('coco/mask-rcnn', 'coco/cascade')
     )
     for key in ('val_dataloader', 'val_evaluator', 'default_hooks', 'visualizer'):
         assert lsj[key] == ms_crop[key]
@@ -149,7 +149,7 @@ def test_bases_that_repeat_each_other_agree():
         ours.pop('loss_bbox', None), theirs.pop('loss_bbox', None)  # L1 and smooth L1, as mmdetection has them
         assert ours == theirs
     small, large = (
-        repr(parse(next(name for name in atto if text in name))._cfg_dict.to_dict())
+        repr(parse(next(name for name in base if text in name))._cfg_dict.to_dict())
         for text in ('160k_ade20k-512x512', '160k_ade20k-640x640')
     )
     for a, b in ((2560, 2048), (640, 512), (426, 341)):

@@ -32,7 +32,7 @@ class Float32RoIExtractor(SingleRoIExtractor):
     """mmdet's SingleRoIExtractor on float32 features and boxes, whatever precision the features come in."""
 
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
-        """RoI features (N, C, P, P) of maps (B, C, H, W), one per level, and RoIs (N, 5): image, x1, y1, x2, y2 in px."""
+        """RoI features (N, C, P, P) of maps (B, C, H, W) per level and RoIs (N, 5): image, x1, y1, x2, y2 px."""
         with torch.autocast(rois.device.type, enabled=False):
             return super().forward(tuple(feat.float() for feat in feats), rois.float(), roi_scale_factor)
 
