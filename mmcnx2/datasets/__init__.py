@@ -1,11 +1,12 @@
 """Pictures in: unlabelled folders and lists, the reader of picture files, the order of samples; and the demo scenes.
 
-COCO and ADE20K are read by mmdet's and mmsegmentation's own datasets. Imported as a whole by the registries of
-`mmcnx2/registry.py`; touch this file to add a module that a config can name.
+COCO and ADE20K are read by mmdet's and mmsegmentation's own datasets; what may be wrong with them is looked for here.
+Imported as a whole by the registries of `mmcnx2/registry.py`; touch this file to add a module that a config can name.
 """
+from .check_label_map import CheckLabelMap
 from .epoch_seeded_sampler import EpochSeededSampler
 from .load_image import LoadImage
 from .seeding import SeededIndex
 from .unlabelled_images import UnlabelledImages
 
-__all__ = ['EpochSeededSampler', 'LoadImage', 'SeededIndex', 'UnlabelledImages']
+__all__ = ['CheckLabelMap', 'EpochSeededSampler', 'LoadImage', 'SeededIndex', 'UnlabelledImages']

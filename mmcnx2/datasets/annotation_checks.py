@@ -24,6 +24,7 @@ IGNORED = 255  # value of pixels without a class in a label map
 TOLERANCE_PX = 1.0  # boxes and polygons are rounded, and some tools count the last pixel's far edge
 # Single slips of geometry in a large file are no reason to stop: COCO 2017 has boxes without height itself.
 FORGIVEN_SHARE = 1e-5
+TINY_BOX_SHARE = 0.01  # boxes below a pixel are left out by mmdet; more of them than this share is a mistake of units
 NUMBER = int | float
 # What an entry of each list must have for the file to be COCO at all
 ENTRIES = dict(
@@ -210,20 +211,19 @@ class _Findings:
     def __init__(self, file: str | Path) -> None:
         self.file = file
         self.named: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-        self.slips: set[tuple[str, str, str]] = set()
+        self.forgiven_share: dict[tuple[str, str, str], float] = {}
 
-    def add(self, what: str, noun: str, name: str, remedy: str, slip: bool = False) -> None:
-        """`slip`: a kind that is forgiven when it is rare in a large file."""
+    def add(self, what: str, noun: str, name: str, remedy: str, forgiven: float = 0.0) -> None:
+        """`forgiven`: up to this share of all annotations the kind is no mistake worth a sentence."""
         kind = (what, noun, remedy)
         self.named[kind].append(name)
-        if slip:
-            self.slips.add(kind)
+        self.forgiven_share[kind] = forgiven
 
     def sentences(self, num_annotations: int = 0) -> list[str]:
         result = []
         for kind, names in self.named.items():
             what, noun, remedy = kind
-            if kind in self.slips and len(names) <= FORGIVEN_SHARE * num_annotations:
+            if len(names) <= self.forgiven_share[kind] * num_annotations:
                 continue
             if len(names) == 1:
                 which = f'{noun} {names[0]}'
@@ -268,8 +268,8 @@ def _check_annotations(coco: dict, images: dict[object, dict], needs_masks: bool
         image = images.get(_hashable(annotation.get('image_id')))
         name = _annotation_name(annotation, image)
 
-        def report(what: str, remedy: str, detail: str = '', name: str = name, slip: bool = False) -> None:
-            found.add(what, 'annotation', f'{name}{detail}', remedy, slip)
+        def report(what: str, remedy: str, detail: str = '', name: str = name, forgiven: float = 0.0) -> None:
+            found.add(what, 'annotation', f'{name}{detail}', remedy, forgiven)
 
         identity = _hashable(annotation.get('id'))
         if identity is None:
@@ -305,10 +305,13 @@ def _check_box(bbox: object, image: dict, report) -> None:
     left, top, width, height = bbox
     if width <= 0 or height <= 0:
         remedy = '`bbox` is [left, top, width, height], not two corners; mend it or take the annotation out'
-        report('a box without width or height in', remedy, slip=True)
+        report('a box without width or height in', remedy, forgiven=FORGIVEN_SHARE)
+    elif width < 1 or height < 1:
+        remedy = 'mmdet would leave it out; `bbox` is in pixels, not in shares of the image'
+        report('a box smaller than a pixel in', remedy, forgiven=TINY_BOX_SHARE)
     elif _outside((left, left + width), (top, top + height), image):
         remedy = f'{_SIZE_REMEDY}; is `bbox` [left, top, width, height]?'
-        report('a box that reaches outside its image in', remedy, slip=True)
+        report('a box that reaches outside its image in', remedy, forgiven=FORGIVEN_SHARE)
 
 
 def _check_segmentation(segmentation: object, image: dict, needs_masks: bool, report) -> None:
@@ -332,9 +335,9 @@ def _check_segmentation(segmentation: object, image: dict, needs_masks: bool, re
         )
     elif any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
         remedy = 'each polygon is a list of x1, y1, x2, y2, ...; mend it or take the polygon out'
-        report('a polygon with fewer than 3 points, or an odd number of values, in', remedy, slip=True)
+        report('a polygon with fewer than 3 points, or an odd number of values, in', remedy, forgiven=FORGIVEN_SHARE)
     elif any(_outside(polygon[0::2], polygon[1::2], image) for polygon in segmentation):
-        report('a polygon that reaches outside its image in', _SIZE_REMEDY, slip=True)
+        report('a polygon that reaches outside its image in', _SIZE_REMEDY, forgiven=FORGIVEN_SHARE)
 
 
 _SIZE_REMEDY = 'cut it off at the edge, or put right height and width in `images` if those are wrong'

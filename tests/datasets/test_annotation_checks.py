@@ -74,6 +74,10 @@ MISTAKES = {
     'box of text': (first_annotation(bbox=['1', 2, 3, 4]), ['no `bbox` of four numbers']),
     'box of nothing': (first_annotation(bbox=[5, 5, 20, float('nan')]), ['no `bbox` of four numbers']),
     'flat box': (first_annotation(bbox=[5, 5, 20, 0]), ['without width or height', 'not two corners']),
+    'box in shares': (
+        first_annotation(bbox=[0.1, 0.1, 0.5, 0.3]),
+        ['smaller than a pixel', 'not in shares'],
+    ),
     'box outside': (first_annotation(bbox=[5, 5, 37, 10]), ['a box that reaches outside its image']),
     'box above': (first_annotation(bbox=[5, -3, 20, 10]), ['a box that reaches outside its image']),
     'no area': (first_annotation(area=None), ['no `area`']),
