@@ -10,44 +10,46 @@ last checkpoint, so after Ctrl-C type the same command. Both rows of the table h
 seeds. At the end: a table on the screen, and in the work dir results.json, results.md, pictures and index.html, which
 holds everything.
 
-Touch this file for the stages and how they are run; what is shown is in mmcnx2/analysis/demo_report.py, budgets are
-in configs/demo/. Guarded by tests/test_demo.py.
+Touch this file for which stages there are; how they are run is in mmcnx2/engine/stages.py, what is shown in
+mmcnx2/analysis/demo_report.py, budgets are in configs/demo/. Guarded by tests/test_demo.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import functools
-import hashlib
 import json
 import math
-import os
-import platform
-import re
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an installed copy is on the path already
     sys.path.insert(0, str(ROOT))
 
-from mmengine.config import Config
-
-import mmcnx2
 from mmcnx2.analysis import demo_report
 from mmcnx2.analysis.comparison import verdict
+from mmcnx2.analysis.metrics import logged_metrics, tested_metrics
+from mmcnx2.analysis.provenance import machine, versions
 from mmcnx2.analysis.run_log import last_checkpoint, read_run, stored_config
+from mmcnx2.engine.run_commands import moved_data_options, resolved, test_command, tool, train_command
+from mmcnx2.engine.stages import (
+    Marker,
+    Stage,
+    StageError,
+    StageRun,
+    code_hash,
+    interrupt_on_sigterm,
+    now,
+    sha256,
+    shown,
+    stream,
+    tell,
+)
 
 CONFIGS = {
     'pretrain': 'fcmae_convnextv2-atto_demo.py',
@@ -57,21 +59,6 @@ CONFIGS = {
 DEFAULT_DATA = 'data/demo'  # where the configs look
 ROWS = {'scratch': 'from scratch', 'pretrained': 'FCMAE-pretrained'}
 TASK_METRICS = {'detect': ('box AP', 'mask AP'), 'segment': ('mIoU',)}
-LOG_TAIL_LINES = 15
-PROGRESS_EVERY_S = 15.0  # when the output is not a terminal
-DISTRIBUTIONS = (
-    'torch',
-    'torchvision',
-    'onedl-mmengine',
-    'onedl-mmcv',
-    'onedl-mmdetection',
-    'onedl-mmsegmentation',
-    'onedl-mmpretrain',
-    'numpy',
-)
-# OpenMP threads spin while they wait for each other. Beside other jobs they wait for threads that cannot run: on 2 busy
-# cores one pretraining step took 0.9 s with sleeping threads and over 8 s with spinning ones; idle, 0.5 s either way.
-COMMAND_ENVIRON = {'OMP_WAIT_POLICY': os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')}
 # --quick: enough to see that everything fits together, far too little to learn anything
 QUICK_DATA = {'--unlabelled': '16', '--train': '4', '--val': '4'}
 QUICK_ITERATIONS = {
@@ -99,199 +86,7 @@ QUICK_OPTIONS = {
 }
 
 
-class DemoError(Exception):
-    """Something that stops the demo, said in one line."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command and what its result depends on.
-
-    `make_command` is called when the stage starts, because a later stage needs the path of an earlier one's
-    checkpoint. `settings` is what the result depends on apart from the data and the stages in `needs`; folders do not
-    belong to it.
-    """
-
-    name: str
-    title: str
-    make_command: Callable[[], list[str]]
-    settings: Mapping[str, Any]
-    needs: tuple[str, ...] = ()
-    work_dir: Path | None = None  # of a training stage: owned by the stage, removed before it starts anew
-    product: Path | None = None  # must exist after the stage
-    reads_data: bool = True
-    metrics: tuple[str, ...] = ()  # that its last validation must have measured
-
-
-@dataclass
-class Marker:
-    """What is known about a stage on disk."""
-
-    key: str
-    complete: bool = False
-    seconds: float = 0.0
-    attempts: int = 0
-    command: str = ''
-    finished: str = ''
-    code: str = ''
-    made_data: str = ''  # of the data stage: hash of what it left
-
-
-@dataclass
-class Demo:
-    """The stages of one work dir, run one after the other."""
-
-    work_dir: Path
-    data: Path
-    stages: dict[str, Stage]
-    force: bool = False
-    keys: dict[str, str] = field(default_factory=dict)
-    lock_fd: int = -1
-
-    def marker_path(self, name: str) -> Path:
-        return self.work_dir / 'stages' / f'{name}.json'
-
-    def log_path(self, name: str) -> Path:
-        return self.work_dir / 'logs' / f'{name}.log'
-
-    def read_marker(self, name: str) -> Marker | None:
-        try:
-            return Marker(**json.loads(self.marker_path(name).read_text(encoding='utf-8')))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            tell(f'  {self.marker_path(name)} cannot be read ({error}); the stage is run again')
-            return None
-
-    def write_marker(self, name: str, marker: Marker) -> None:
-        write_text(self.marker_path(name), json.dumps(vars(marker), indent=1) + '\n')
-
-    def key_of(self, stage: Stage) -> str:
-        """Hash of everything that the stage's result depends on, except the code."""
-        content = {
-            'settings': stage.settings,
-            'needs': {need: self.key_of(self.stages[need]) for need in stage.needs},
-            'data': self.data_hash() if stage.reads_data else None,
-        }
-        return sha256(json.dumps(content, sort_keys=True, default=str))
-
-    def data_hash(self) -> str:
-        """Hash of the names and sizes of the data files and of meta.json; computed once, after the data stage."""
-        if 'data' not in self.keys:
-            self.keys['data'] = folder_hash(self.data)
-        return self.keys['data']
-
-    def complete_marker(self, stage: Stage) -> Marker | None:
-        """The stage's marker when it is complete with the present settings and data, else None."""
-        marker = self.read_marker(stage.name)
-        if marker is None or not marker.complete or (stage.product and not stage.product.exists()):
-            return None
-        if not stage.reads_data and marker.made_data != self.data_hash():
-            return None  # somebody changed the pictures
-        return marker if marker.key == self.key_of(stage) else None
-
-    def metrics_of(self, stage: Stage) -> dict[str, float] | None:
-        """The stage's metrics in 0..1, of the training's last validation or of `measure`; None without either."""
-        try:
-            return demo_report.logged_metrics(read_run(stage.work_dir), stage.metrics)
-        except (KeyError, FileNotFoundError):
-            path = stage.work_dir / 'metrics.json'
-            return demo_report.tested_metrics(path, stage.metrics) if path.is_file() else None
-
-    def measure(self, stage: Stage) -> float:
-        """Test the last checkpoint; returns the seconds it took."""
-        started = time.monotonic()
-        out = stage.work_dir / 'metrics.json'
-        config, checkpoint = stored_config(stage.work_dir), last_checkpoint(stage.work_dir)
-        command = [sys.executable, tool('test.py'), str(config), str(checkpoint), '--out', str(out)]
-        command += ['--work-dir', str(stage.work_dir / 'test')]
-        tell(f'  $ {shown(command)}')
-        log_path = self.log_path(f'{stage.name}-test')
-        if stream(command, log_path, self.lock_fd, append=False) or self.metrics_of(stage) is None:
-            raise DemoError(f'{stage.name} could not be measured; the whole output: {log_path}')
-        return time.monotonic() - started
-
-    def run(self, stage: Stage) -> None:
-        """Run the stage, or say that it is complete already. Raises DemoError when it fails."""
-        done = None if self.force else self.complete_marker(stage)
-        if done:
-            changed = '; mmcnx2 has been edited since, --force runs it again' if done.code != code_hash() else ''
-            tell(f'{stage.title}: complete ({done.seconds:.0f} s on {done.finished}{changed})')
-            return
-        missing = [need for need in stage.needs if not self.complete_marker(self.stages[need])]
-        if missing:
-            raise DemoError(
-                f'stage {stage.name} needs {" and ".join(missing)}, not complete '
-                f'for these settings: run --stages {" ".join([*missing, stage.name])}'
-            )
-        started_before = None if self.force else self.read_marker(stage.name)
-        resumes = (
-            started_before is not None and started_before.key == self.key_of(stage) and not started_before.complete
-        )
-        if stage.work_dir and stage.work_dir.exists() and not resumes:
-            shutil.rmtree(stage.work_dir)
-        command = stage.make_command()
-        if resumes and stage.work_dir and (stage.work_dir / 'last_checkpoint').exists():
-            command.append('--resume')
-        marker = Marker(
-            key=self.key_of(stage),
-            seconds=started_before.seconds if resumes else 0.0,
-            attempts=(started_before.attempts if resumes else 0) + 1,
-            command=shown(command),
-            code=code_hash(),
-        )
-        self.write_marker(stage.name, marker)
-        tell(f'\n{stage.title}\n  $ {marker.command}')
-        started = time.monotonic()
-        try:
-            code = stream(command, self.log_path(stage.name), self.lock_fd, append=resumes)
-        finally:
-            marker.seconds += time.monotonic() - started
-            self.write_marker(stage.name, marker)
-        if code or (stage.product and not stage.product.exists()):
-            tail = (
-                self.log_path(stage.name).read_text(encoding='utf-8', errors='replace').splitlines()[-LOG_TAIL_LINES:]
-            )
-            print('\n'.join(f'  | {line}' for line in tail), file=sys.stderr)
-            what = f'ended with exit code {code}' if code else f'left no {stage.product}'
-            raise DemoError(f'stage {stage.name} {what}; its whole output: {self.log_path(stage.name)}')
-        if (
-            stage.metrics and self.metrics_of(stage) is None
-        ):  # it was killed in its last validation, and training is over
-            marker.seconds += self.measure(stage)
-        marker.complete, marker.finished = True, now()
-        if not stage.reads_data:
-            self.keys.clear()  # the data may be new
-            marker.made_data = self.data_hash()
-        self.write_marker(stage.name, marker)
-        tell(f'  done in {marker.seconds:.0f} s')
-
-
-def tell(text: str) -> None:
-    print(text, flush=True)
-
-
-def now() -> str:
-    return time.strftime('%Y-%m-%d %H:%M:%S %z')
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def shown(command: Iterable[str]) -> str:
-    """The command as one would type it: paths below the current folder relative, the interpreter by its name."""
-    here = f'{Path.cwd()}{os.sep}'
-    words = [word.replace(here, '') for word in command]
-    return shlex.join(['python', *words[1:]] if words[0] == sys.executable else words)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
-    scratch.write_text(text, encoding='utf-8')
-    os.replace(scratch, path)
+# ---- the stages
 
 
 def folder_hash(folder: Path) -> str:
@@ -302,119 +97,13 @@ def folder_hash(folder: Path) -> str:
     return sha256(json.dumps(files) + (folder / 'meta.json').read_text(encoding='utf-8'))
 
 
-@functools.cache
-def code_hash() -> str:
-    """Hash of the package's code that takes part in training (all but analysis)."""
-    package = Path(mmcnx2.__file__).parent
-    files = sorted(path for path in package.rglob('*.py') if 'analysis' not in path.parts and '.mim' not in path.parts)
-    return sha256('\0'.join(path.read_text(encoding='utf-8') for path in files))
-
-
-# ---- running a command
-
-PROGRESS = re.compile(r'(?P<kind>Epoch|Iter)\((?P<mode>\w+)\)\s+(?P<where>(?:\[[^\]]*\])+)')
-
-
-def progress_of(line: str) -> str | None:
-    """'train [3][10/31]  loss 0.71  ETA 0:01:20' of a line of mmengine's log; None when it reports no progress."""
-    found = PROGRESS.search(line)
-    if not found:
-        return None
-    parts = [f'{found["mode"]} {re.sub(" +", "", found["where"])}']
-    for name, pattern in (('loss', r'\bloss: (\S+)'), ('ETA', r'\beta: ((?:\d+ days?, )?\S+)')):
-        value = re.search(pattern, line)
-        if value:
-            parts.append(f'{name} {value[1]}')
-    return '  '.join(parts)
-
-
-def stream(command: list[str], log_path: Path, lock_fd: int, append: bool) -> int:
-    """Run the command with its output in the log file and its progress on one line; returns its exit code.
-
-    The command is a process group of its own: when the demo is interrupted or dies of an exception, the whole group
-    is ended. It inherits the lock of the work dir, so that a second demo cannot start beside a command that outlived
-    the first.
-    """
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    is_terminal = sys.stdout.isatty()
-    started, last_shown = time.monotonic(), -math.inf
-    with log_path.open('a' if append else 'w', encoding='utf-8') as log:
-        log.write(f'$ {shown(command)}\n')
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors='replace',
-            bufsize=1,
-            env={**os.environ, **COMMAND_ENVIRON, 'PYTHONUNBUFFERED': '1'},
-            start_new_session=True,
-            pass_fds=(lock_fd,) if lock_fd >= 0 else (),
-        )
-        try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                progress = progress_of(line)
-                if progress and (is_terminal or time.monotonic() - last_shown >= PROGRESS_EVERY_S):
-                    text = f'  {progress}  ({time.monotonic() - started:.0f} s)'
-                    print(
-                        f'\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}' if is_terminal else text,
-                        end='' if is_terminal else '\n',
-                        flush=True,
-                    )
-                    last_shown = time.monotonic()
-            return process.wait()
-        finally:
-            if is_terminal:
-                print('\r\x1b[K', end='', flush=True)
-            end_group(process)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """End the command and its workers, politely at first."""
-    if process.poll() is not None:
-        return
-    for sign, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(patience_s)
-            return
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
-# ---- the stages
-
-
-def resolved(config: Path, options: Mapping[str, str]) -> dict:
-    """What the config says, without its comments and layout, and the options on top."""
-    return {'config': Config.fromfile(config, import_custom_modules=False).to_dict(), 'options': dict(options)}
-
-
-def data_options(config: Path, data: Path) -> dict[str, str]:
-    """Options that point every path of the config from data/demo to `data`; none when that is where it looks."""
-    if data == Path(DEFAULT_DATA):
-        return {}
-    options: dict[str, str] = {}
-
-    def walk(node: Any, place: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f'{place}.{key}' if place else key)
-        elif isinstance(node, (list, tuple)):
-            for index, value in enumerate(node):
-                walk(value, f'{place}.{index}')
-        elif isinstance(node, str) and (node == DEFAULT_DATA or node.startswith(f'{DEFAULT_DATA}/')):
-            options[place] = f'{data}{node[len(DEFAULT_DATA) :]}'
-
-    walk(Config.fromfile(config, import_custom_modules=False).to_dict(), '')
-    return {key: value for key, value in options.items() if '.' in key}  # plain variables of the file act on nothing
-
-
-def tool(name: str) -> str:
-    return str(ROOT / 'tools' / name)
+def metrics_of(work_dir: Path, task: str) -> dict[str, float] | None:
+    """The run's metrics in 0..1, of the training's last validation or of a test after it; None without either."""
+    try:
+        return logged_metrics(read_run(work_dir), TASK_METRICS[task])
+    except (KeyError, FileNotFoundError):
+        path = work_dir / 'metrics.json'
+        return tested_metrics(path, TASK_METRICS[task]) if path.is_file() else None
 
 
 def train_stage(
@@ -428,33 +117,31 @@ def train_stage(
 ) -> Stage:
     config = ROOT / 'configs' / 'demo' / CONFIGS[task]
     if not config.is_file():
-        raise DemoError(f'{config} does not exist')
+        raise StageError(f'{config} does not exist')
     work_dir = args.work_dir / name
     options = {'randomness.seed': str(seed), **(QUICK_OPTIONS[task] if args.quick else {})}
 
-    def command() -> list[str]:
-        given = {**options, **data_options(config, args.data)}
+    def train(resumes: bool) -> list[str]:
+        given = {**options, **moved_data_options(config, DEFAULT_DATA, str(args.data))}
         if init_from is not None:
             given['model.backbone.init_cfg.checkpoint'] = str(last_checkpoint(init_from))
-        return [
-            sys.executable,
-            tool('train.py'),
-            str(config),
-            '--work-dir',
-            str(work_dir),
-            '--cfg-options',
-            *(f'{key}={value}' for key, value in given.items()),
-        ]
+        return train_command(config, work_dir, given, resumes=resumes and (work_dir / 'last_checkpoint').exists())
+
+    def test(resumes: bool) -> list[str] | None:
+        """None when training has measured its result; a run that was killed in its last validation has not."""
+        if task not in TASK_METRICS or metrics_of(work_dir, task) is not None:
+            return None
+        checkpoint, out = last_checkpoint(work_dir), work_dir / 'metrics.json'
+        return test_command(stored_config(work_dir), checkpoint, work_dir / 'test', out)
 
     return Stage(
         name,
         title,
-        command,
+        (train, test),
         {**resolved(config, options), 'starts_from': 'pretrain' if init_from else None},
         needs,
         work_dir,
         work_dir / 'last_checkpoint',
-        metrics=TASK_METRICS.get(task, ()),
     )
 
 
@@ -472,7 +159,7 @@ def build_stages(args: argparse.Namespace) -> dict[str, Stage]:
         Stage(
             'data',
             'Make the pictures',
-            lambda: list(data_command),
+            (lambda resumes: data_command,),
             {'quick': QUICK_DATA if args.quick else None},
             product=args.data / 'meta.json',
             reads_data=False,
@@ -508,7 +195,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def collect_results(demo: Demo, args: argparse.Namespace) -> dict:
+def collect_results(demo: StageRun, args: argparse.Namespace) -> dict:
     """Everything that results.json holds, from the markers and the logs of the complete stages."""
     markers = {name: demo.complete_marker(stage) for name, stage in demo.stages.items()}
     rows = []
@@ -522,7 +209,7 @@ def collect_results(demo: Demo, args: argparse.Namespace) -> dict:
                     whole = False
                     continue
                 seconds += markers[stage].seconds / args.seeds
-                for name, value in (demo.metrics_of(demo.stages[stage]) or {}).items():
+                for name, value in (metrics_of(args.work_dir / stage, task) or {}).items():
                     if finite(value) is None:
                         tell(f'warning: {name} of {stage} is {value}, it is left out')
                     else:
@@ -554,7 +241,7 @@ def collect_results(demo: Demo, args: argparse.Namespace) -> dict:
             for name, marker in done.items()
         ],
         'total_seconds': round(sum(marker.seconds for marker in done.values()), 1),
-        'data': {'folder': str(args.data), 'hash': demo.data_hash(), 'meta': read_json(args.data / 'meta.json')},
+        'data': {'folder': str(args.data), 'hash': demo.present_data(), 'meta': read_json(args.data / 'meta.json')},
         'machine': machine(),
         'versions': versions(),
     }
@@ -579,31 +266,6 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
 
 
-def machine() -> dict[str, Any]:
-    import torch
-
-    try:
-        models = re.findall(r'^model name\s*: (.*)$', Path('/proc/cpuinfo').read_text(encoding='utf-8'), re.MULTILINE)
-    except OSError:
-        models = []
-    return {
-        'processor': models[0] if models else platform.processor() or platform.machine(),
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'accelerator': torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'no GPU',
-        'platform': platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    found = {'mmcnx2': mmcnx2.__version__, 'python': platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = 'not installed'
-    return found
-
-
 @contextmanager
 def quietly(log_path: Path) -> Iterator[None]:
     """What the libraries print goes into a file."""
@@ -612,7 +274,7 @@ def quietly(log_path: Path) -> Iterator[None]:
         yield
 
 
-def draw_pictures(demo: Demo, args: argparse.Namespace) -> list[tuple[Path, str]]:
+def draw_pictures(demo: StageRun, args: argparse.Namespace) -> list[tuple[Path, str]]:
     """Draw what the complete stages allow; (file, caption) of each picture."""
     finished = {name for name, stage in demo.stages.items() if demo.complete_marker(stage)}
     folders = {
@@ -650,8 +312,8 @@ def draw_pictures(demo: Demo, args: argparse.Namespace) -> list[tuple[Path, str]
             str(path),
         ]
         tell(f'  $ {shown(command)}')
-        if stream(command, demo.log_path('reconstruction'), demo.lock_fd, append=False):
-            raise DemoError(
+        if stream(command, demo.log_path('reconstruction'), -1, append=False).code:
+            raise StageError(
                 f'the reconstruction sheet could not be drawn; its output: {demo.log_path("reconstruction")}'
             )
         pictures.append(
@@ -667,7 +329,7 @@ def draw_pictures(demo: Demo, args: argparse.Namespace) -> list[tuple[Path, str]
     return pictures
 
 
-def report(demo: Demo, args: argparse.Namespace) -> None:
+def report(demo: StageRun, args: argparse.Namespace) -> None:
     """Write and print the results; drawn again only when the stages or the report's code changed."""
     markers = {name: marker for name, stage in demo.stages.items() if (marker := demo.complete_marker(stage))}
     own_code = [
@@ -732,43 +394,32 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     if args.seeds < 1:
-        raise DemoError(f'--seeds {args.seeds}: at least one run per row is needed')
+        raise StageError(f'--seeds {args.seeds}: at least one run per row is needed')
     stages = build_stages(args)
     wanted = args.stages or [*stages, 'report']
     unknown = [name for name in wanted if name not in stages and name != 'report']
     if unknown:
-        raise DemoError(f'unknown stage {" ".join(unknown)}; the stages are {" ".join([*stages, "report"])}')
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    with (args.work_dir / '.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DemoError(
-                f'{args.work_dir} is in use by another run of the demo, or by a command that it left behind'
-            ) from None
-        demo = Demo(args.work_dir, args.data, stages, args.force, lock_fd=lock.fileno())
-        for name, stage in stages.items():
-            if name in wanted:
-                demo.run(stage)
-        if 'report' in wanted:
+        raise StageError(f'unknown stage {" ".join(unknown)}; the stages are {" ".join([*stages, "report"])}')
+    demo = StageRun(args.work_dir, stages, lambda: folder_hash(args.data), args.force)
+    for name, stage in stages.items():
+        if name in wanted:
+            demo.run(stage)
+    if 'report' in wanted:
+        with demo.locked('report'):
             report(demo, args)
-
-
-def stop(signum: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, stop)
+    interrupt_on_sigterm()
     try:
         run(args)
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
         return 130
-    except (DemoError, OSError, ValueError, KeyError) as error:
+    except (StageError, OSError, ValueError, KeyError) as error:
         print(
-            f'error: {error.args[0] if isinstance(error, (DemoError, KeyError)) and error.args else error}',
+            f'error: {error.args[0] if isinstance(error, (StageError, KeyError)) and error.args else error}',
             file=sys.stderr,
         )
         return 1

@@ -21,13 +21,13 @@ class Row:
     seconds: float | None = None
 
 
-def format_values(values: Sequence[float]) -> str:
+def format_values(values: Sequence[float], decimals: int = 3) -> str:
     """'0.312' for one value, 'mean ± sample standard deviation' for several, '-' for none."""
     if not values:
         return NOT_RUN
     if len(values) == 1:
-        return f'{values[0]:.3f}'
-    return f'{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}'
+        return f'{values[0]:.{decimals}f}'
+    return f'{statistics.fmean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}'
 
 
 def table_cells(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -72,6 +72,7 @@ class Difference:
     treated: float
     gain: float
     standard_error: float | None
+    num_seeds: int
 
     @property
     def is_clear(self) -> bool:
@@ -89,31 +90,55 @@ def differences(baseline: Row, treated: Row, metrics: Sequence[str]) -> list[Dif
         gains = [b - a for a, b in zip(before, after, strict=True)]
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
         found.append(
-            Difference(metric, statistics.fmean(before), statistics.fmean(after), statistics.fmean(gains), error)
+            Difference(
+                metric, statistics.fmean(before), statistics.fmean(after), statistics.fmean(gains), error, len(gains)
+            )
         )
     return found
 
 
-def verdict(baseline: Row, treated: Row, metrics: Sequence[str], num_seeds: int) -> list[str]:
-    """Paragraphs that say what the two rows show, from their numbers alone."""
+@dataclass(frozen=True)
+class Wording:
+    """How a verdict calls its two rows, and how many decimals it writes."""
+
+    treated: str = 'pretraining'
+    baseline: str = 'from scratch'
+    arrow: str = 'From scratch -> pretrained'
+    decimals: int = 3
+
+
+def verdict(
+    baseline: Row, treated: Row, metrics: Sequence[str], num_seeds: int, wording: Wording | None = None
+) -> list[str]:
+    """Paragraphs that say what the two rows show, from their numbers alone.
+
+    `num_seeds` is what was asked for; a metric that fewer seeds have in both rows says how many.
+    """
+    wording = wording or Wording()
+    decimals, with_it = wording.decimals, wording.treated
     found = differences(baseline, treated, metrics)
     if not found:
         return ['The two rows cannot be compared yet: a row has no results.']
-    raised = [difference.metric for difference in found if round(difference.gain, 3) > 0]
+    raised = [difference.metric for difference in found if round(difference.gain, decimals) > 0]
     if not raised:
         all_names = _listed([difference.metric for difference in found])
-        summary = f'Pretraining gained nothing here: none of {all_names} is higher than from scratch.'
+        summary = (
+            f'{with_it[0].upper()}{with_it[1:]} gained nothing here: none of {all_names} is higher than '
+            f'{wording.baseline}.'
+        )
     elif len(raised) == len(found):
-        summary = f'With pretraining {_listed(raised)} {"is" if len(raised) == 1 else "are"} higher than from scratch.'
+        verb = 'is' if len(raised) == 1 else 'are'
+        summary = f'With {with_it} {_listed(raised)} {verb} higher than {wording.baseline}.'
     else:
         others = [difference.metric for difference in found if difference.metric not in raised]
         summary = (
-            f'The result is mixed: with pretraining {_listed(raised)} {"is" if len(raised) == 1 else "are"} higher, '
+            f'The result is mixed: with {with_it} {_listed(raised)} {"is" if len(raised) == 1 else "are"} higher, '
             f'{_listed(others)} {"is" if len(others) == 1 else "are"} not.'
         )
     details = '; '.join(
-        f'{d.metric} {d.baseline:.3f} -> {d.treated:.3f} ({d.gain:+.3f}'
-        + ('' if d.standard_error is None else f', standard error {d.standard_error:.3f}')
+        f'{d.metric} {d.baseline:.{decimals}f} -> {d.treated:.{decimals}f} ({d.gain:+.{decimals}f}'
+        + ('' if d.standard_error is None else f', standard error {d.standard_error:.{decimals}f}')
+        + ('' if d.num_seeds == num_seeds else f', {d.num_seeds} of {num_seeds} seeds')
         + ')'
         for d in found
     )
@@ -129,7 +154,7 @@ def verdict(baseline: Row, treated: Row, metrics: Sequence[str], num_seeds: int)
             if clear
             else 'No difference is larger than two standard errors, so none can be told from chance.'
         )
-    return [summary, f'From scratch -> pretrained: {details}.', caution]
+    return [summary, f'{wording.arrow}: {details}.', caution]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -14,26 +14,13 @@ from pathlib import Path
 
 from .comparison import Row, markdown_table, plain_table, table_cells
 from .figures import Line, Panel, draw_curves, draw_sheet
+from .metrics import METRICS as LOGGED_AS
 from .page import Code, Picture, Section, Table, Text, build_page, write_page
+from .provenance import provenance
 from .run_log import Curve, RunLog, mean_smoothed, read_run
 
-METRICS = {
-    'box AP': ('coco/bbox_mAP', 1.0),
-    'mask AP': ('coco/segm_mAP', 1.0),
-    'mIoU': ('mIoU', 100.0),
-}  # name: (logged as, divisor)
+METRICS = ('box AP', 'mask AP', 'mIoU')
 SCORE_THRESHOLD = 0.5
-
-
-def logged_metrics(log: RunLog, names: Sequence[str]) -> dict[str, float]:
-    """The last validation's values of the named metrics, each in 0..1. KeyError names what is missing."""
-    return {name: log.last(METRICS[name][0]) / METRICS[name][1] for name in names}
-
-
-def tested_metrics(path: Path, names: Sequence[str]) -> dict[str, float]:
-    """The same from the file that `tools/test.py --out metrics.json` wrote."""
-    values = json.loads(path.read_text(encoding='utf-8'))
-    return {name: values[METRICS[name][0]] / METRICS[name][1] for name in names}
 
 
 def rows_of(results: Mapping) -> list[Row]:
@@ -81,16 +68,6 @@ def write_results(results: Mapping, work_dir: Path) -> None:
         os.replace(scratch, work_dir / name)
 
 
-def provenance(results: Mapping) -> str:
-    """One line: machine and versions."""
-    machine, versions = (
-        results['machine'],
-        ', '.join(f'{name} {version}' for name, version in results['versions'].items()),
-    )
-    hardware = f'{machine["processor"]}, {machine["cores"]} cores, {machine["accelerator"]}'
-    return f'{hardware}; {versions}; {results["finished"]}.'
-
-
 def _loss_line(label: str, log: RunLog) -> Line:
     curve = log.train.get('loss', Curve((), ()))
     window = max(1, len(curve.values) // 20)
@@ -112,7 +89,8 @@ def curve_panels(work_dirs: Mapping[str, Mapping[str, Path]]) -> list[Panel]:
                 reference,
             )
         )
-        for metric, (key, divisor) in METRICS.items():
+        for metric in METRICS:
+            key, divisor = LOGGED_AS[metric]
             curves = {
                 label: log.val[key] for label, log in logs.items() if len(log.val.get(key, Curve((), ())).steps) > 1
             }
