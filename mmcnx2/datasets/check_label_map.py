@@ -2,8 +2,8 @@
 
 LoadImageFromFile, LoadAnnotations --> CheckLabelMap --> augmentations
 
-mmsegmentation crashes far from the file, or, on the CPU and in its metric, takes wrong values without a word. Touch
-this file for what is checked in every sample; the same before training, for whole folders: annotation_checks.py.
+Without it the loss fails on a wrong value far from its file, and mmsegmentation's metric takes one without a word.
+Touch this file for what is checked in every sample; the same before training, for whole folders: annotation_checks.py.
 Guarded by tests/datasets/test_check_label_map.py.
 """
 
