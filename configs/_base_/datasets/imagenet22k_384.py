@@ -1,0 +1,34 @@
+# ImageNet-22K in 21,841 class folders, in the order of their names, 384 px. Training as on ImageNet-1K: a random crop
+# of 8% to 100% of the area, flipped half of the time, RandAugment (two operations of magnitude 9 with deviation 0.5 out
+# of timm's increasing set, each applied half of the time), and a quarter of the images with a rectangle of noise. There
+# is no official validation set, so nothing is evaluated.
+mean_bgr = [103.53, 116.28, 123.675]  # images are loaded as BGR
+std_bgr = [57.375, 57.12, 58.395]
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandAugment', policies='timm_increasing', num_policies=2, magnitude_level=9, magnitude_std=0.5,
+        total_level=10, hparams=dict(pad_val=[round(value) for value in mean_bgr], interpolation='bicubic')),
+    dict(
+        type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02, max_area_ratio=1 / 3,
+        fill_color=mean_bgr, fill_std=std_bgr),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/imagenet22k',
+        pipeline=train_pipeline))
+
+# Working values only: a change of them on the command line would not reach the settings above.
+del mean_bgr, std_bgr, train_pipeline
