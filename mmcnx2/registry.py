@@ -23,4 +23,5 @@ OPTIM_WRAPPERS = _child('optimizer wrapper', mmengine_registry.OPTIM_WRAPPERS, '
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmcnx2.engine'
 )
+STRATEGIES = _child('strategy', mmengine_registry.STRATEGIES, 'mmcnx2.engine')
 VISUALIZERS = _child('visualizer', mmengine_registry.VISUALIZERS, 'mmcnx2.engine')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from mmcnx2.checkpoint import load_pretrained_backbone, read_checkpoint
+from mmcnx2.models.backbones import ConvNeXtV2
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = f"""
@@ -98,3 +103,35 @@ def test_a_killed_run_goes_on_where_its_checkpoint_was(images, config, one_proce
     run([*command[:3], '--resume', *command[3:]])
     assert (tmp_path / 'epoch_4.pth').exists()
     assert losses_of(tmp_path) == one_process
+
+
+FSDP = [
+    'runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy',
+    'strategy.model_wrapper.auto_wrap_policy.type=torch.distributed.fsdp.wrap.size_based_auto_wrap_policy',
+    'strategy.model_wrapper.auto_wrap_policy.min_num_params=500',
+]  # fmt: skip
+
+
+def test_sharded_parameters_train_as_one_process(images, config, one_process, tmp_path):
+    """FSDP over two processes, units of 500 parameters: losses, checkpoint and resumed run are those of one process."""
+    command = ['bash', 'tools/dist_train.sh', config, '2', *options(images, tmp_path / 'run', BATCH_SIZE // 2), *FSDP]
+    run([*command, 'default_hooks.checkpoint.max_keep_ckpts=-1'])
+    sharded = losses_of(tmp_path / 'run')
+    assert list(sharded) == list(one_process)
+    worst = max(abs(sharded[step] - loss) for step, loss in one_process.items())
+    assert worst < 1e-5, f'the losses differ by up to {worst:.1e}'
+    # The whole state in one file: a backbone checkpoint as any other
+    backbone = ConvNeXtV2(dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32]))
+    load_pretrained_backbone(backbone, tmp_path / 'run' / 'epoch_4.pth')
+    saved = read_checkpoint(tmp_path / 'run' / 'epoch_4.pth')
+    saved = saved.get('state_dict', saved)
+    assert torch.equal(backbone.stages[0][0].pwconv1.weight, saved['backbone.stages.0.0.pwconv1.weight'])
+    assert saved['backbone.stages.0.0.pwconv1.weight'].shape == (32, 8)
+    # Going on from the middle
+    again = tmp_path / 'again'
+    again.mkdir()
+    shutil.copy(tmp_path / 'run' / 'epoch_2.pth', again)
+    (again / 'last_checkpoint').write_text(str(again / 'epoch_2.pth'))
+    command = ['bash', 'tools/dist_train.sh', config, '2', '--resume', *options(images, again, BATCH_SIZE // 2), *FSDP]
+    run(command)
+    assert losses_of(again) == {step: loss for step, loss in sharded.items() if step > 10}

@@ -9,9 +9,10 @@ import inspect
 from numbers import Real
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
+from mmcnx2.engine.sharding import original_dimensions
 from mmcnx2.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 # Endings of parameter names without weight decay, whatever their shape. Everything with one dimension is exempt as
@@ -45,7 +46,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Endings are compared at the dots of a name: 'gamma' matches 'grn.gamma' and not 'mygamma'. Frozen parameters are
     left out; shared ones occur once, at the depth that they have in the backbone. Each group also carries `lr_scale`
-    and `name`.
+    and `name`, and one without weight decay `lars_exclude=True`: mmpretrain's LARS then leaves the rate of its
+    parameters alone, as usual for biases and norms; other optimizers do not look at it.
 
     Raises:
         ValueError, TypeError: unknown key or impossible value in `paramwise_cfg`; an ending that matches no parameter;
@@ -80,6 +82,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # The parent hands over all parameters in one piece, with decay for all, when this is empty.
         self.paramwise_cfg = {**options, 'layer_decay_rate': self.rate}
 
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The wrapper with its optimiser, for a model that may be wrapped for several processes."""
+        self.dimensions = original_dimensions(model)  # the parent takes the wrapper off, and the shapes with it
+        return super().__call__(model)
+
     def add_params(self, params: list, module: nn.Module, **kwargs) -> None:
         """Append one group per (learning-rate scale, weight decay or not) to `params`, the largest scale first."""
         scales = self._scales_by_parameter(module)
@@ -87,7 +94,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         groups = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                key = scales.get(id(parameter), 1.0), self._takes_weight_decay(name, parameter)
+                key = scales.get(id(parameter), 1.0), self._takes_weight_decay(name, self.dimensions[id(parameter)])
                 groups.setdefault(key, []).append(parameter)
         if not groups:
             raise ValueError(
@@ -102,7 +109,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 name=f'lr x {scale:.4g}, {"with" if decays else "no"} weight decay',
             )
             if not decays:
-                group['weight_decay'] = 0.0
+                group.update(weight_decay=0.0, lars_exclude=True)
             elif self.base_wd is not None:
                 group['weight_decay'] = self.base_wd
             params.append(group)
@@ -146,11 +153,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         return dict(grouping=self.grouping)
 
-    def _takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+    def _takes_weight_decay(self, name: str, num_dimensions: int) -> bool:
         if any(_ends_with(name, ending) for ending in self.decay_also):
             return True
         exempt = NO_DECAY_ENDINGS + self.no_decay
-        return parameter.ndim > 1 and not any(_ends_with(name, ending) for ending in exempt)
+        return num_dimensions > 1 and not any(_ends_with(name, ending) for ending in exempt)
 
     def _check_endings(self, names: list[str]) -> None:
         for option, endings in (('no_decay', self.no_decay), ('decay_also', self.decay_also)):

@@ -22,6 +22,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcnx2
+from mmcnx2.engine.own_data import apply_own_data
+from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
 
 TASKS = ('mmpretrain', 'mmdet', 'mmseg', 'mmcnx2', 'mmengine')
@@ -63,6 +65,7 @@ KNOWN_KEYS = {
     'model_wrapper_cfg',
     'find_unused_parameters',
     'sync_bn',
+    'own_data',
 }
 
 
@@ -107,15 +110,16 @@ def find_config(name: str) -> Path:
 def load_config(args: argparse.Namespace) -> Config:
     """Config of `args.config` with its options applied and `work_dir` and `launcher` set."""
     path = find_config(args.config)
+    if re.search(r'[\'"]mmcnx2::', path.read_text(encoding='utf-8', errors='replace')):
+        raise ValueError(
+            f"{path} inherits 'mmcnx2::...': mmengine would look for every type of that file in our registry alone. "
+            "Write '{{$MMCNX2_CONFIGS:}}/coco/....py'"
+        )
     try:
         cfg = Config.fromfile(path)
     except OSError:
         raise
     except Exception as error:  # a config is a program: anything can go wrong in it, and it is the user's
-        if 'load mmcnx2 config' in str(error):
-            raise ValueError(
-                f"{path}: mmengine cannot resolve 'mmcnx2::' in `_base_`. Write '{{{{$MMCNX2_CONFIGS:}}}}/coco/....py'"
-            ) from error
         where = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
         raise ValueError(f'{path}, or a file that it inherits, is no valid config: {one_line(error)}{where}') from error
     if not isinstance(cfg.get('model'), dict):
@@ -135,6 +139,9 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')
     check_scope(cfg)
+    summary = apply_own_data(cfg, training=not hasattr(args, 'checkpoint'), options=args.cfg_options)
+    if summary:
+        tell(summary)
     if cfg.default_scope == 'mmpretrain':
         _collate_as_mmpretrain(cfg)
     return cfg
@@ -258,6 +265,7 @@ def check_checkpoint_exists(checkpoint: str) -> None:
 
 def build_runner(cfg: Config, strict: bool) -> Runner:
     """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly."""
+    complete_strategy(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if strict and isinstance(runner, Runner):
         runner.load_checkpoint = functools.partial(_load_strictly, runner.load_checkpoint, bool(cfg.get('resume')))
