@@ -13,6 +13,8 @@ so at one seed and fraction all initialisations see the same images.
 Several at once: start the same command again, for other GPUs (CUDA_VISIBLE_DEVICES) or as a job array; each takes the
 next run that nobody works on, and every one writes the table of what is there.
 
+The pictures themselves are not looked at: after a change of them use --force, or another work dir.
+
 The work dir holds results.md, results.csv (a line per initialisation, fraction, task and metric), results.json, and
 runs/, logs/ and subsets/. Exit code 1: a run failed, or nothing could be started.
 
@@ -27,6 +29,7 @@ import functools
 import hashlib
 import logging
 import math
+import os
 import re
 import shlex
 import sys
@@ -52,6 +55,7 @@ try:
     from mmcnx2.analysis.provenance import machine, versions
     from mmcnx2.analysis.run_log import last_checkpoint, read_run, stored_config
     from mmcnx2.checkpoint import CheckpointError, load_pretrained_backbone
+    from mmcnx2.datasets.subsets import subset_options
     from mmcnx2.engine import run_config
     from mmcnx2.engine.config_card import read_card
     from mmcnx2.engine.run_commands import (
@@ -258,8 +262,8 @@ def parsed_options(words: list[str]) -> dict[str, Any] | None:
     return parser.parse_args(['--cfg-options', *words]).cfg_options if words else None
 
 
-def load_task(name: str, words: list[str], args: argparse.Namespace) -> Task:
-    """Raises what `Problems.noting` takes."""
+def load_task(name: str, words: list[str], args: argparse.Namespace, problems: Problems) -> Task:
+    """Raises what `Problems.noting` takes when the config is no task; notes what else is wrong with it."""
     path = run_config.find_config(name).absolute()
     moved: dict[str, str] = {}
     for pair in args.data:
@@ -281,14 +285,31 @@ def load_task(name: str, words: list[str], args: argparse.Namespace) -> Task:
         raise ValueError(f'{path} measures none of {", ".join(METRICS)}: there is nothing to put into the table')
     missing = [key for key in ('tta_model', 'tta_pipeline') if args.tta and not cfg.get(key)]
     if missing:
-        raise ValueError(f'{path} has no {" and no ".join(missing)}, which --tta needs')
+        problems.add(f'{path} has no {" and no ".join(missing)}, which --tta needs')
     if not isinstance(cfg.model.get('backbone'), dict):
         raise ValueError(f'{path} has no model.backbone, so no checkpoint can be put into it')
     task = Task(path, cfg, words, moved, metrics=metrics)
     if any(fraction < 1 for fraction in args.fractions):
         training_set(cfg)
+    with problems.noting():
+        check_data_exist(cfg)
     task.published = published_figures(path)
     return task
+
+
+def check_data_exist(cfg: Config) -> None:
+    """Raises when a folder or annotation file of training or validation is not there."""
+    for name in ('train_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset') or {}
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+        root, annotations = dataset.get('data_root') or '', dataset.get('ann_file') or ''
+        for path in (root, os.path.join(root, annotations)):
+            if path and '://' not in path and not os.path.exists(path):
+                raise FileNotFoundError(
+                    f'{cfg.filename}, {name}: {path} does not exist. tools/prepare_data.py makes or checks the data; '
+                    'where they lie elsewhere, give --data OLD=NEW'
+                )
 
 
 def published_figures(path: Path) -> dict[str, float]:
@@ -307,7 +328,7 @@ def read_tasks(args: argparse.Namespace, problems: Problems) -> list[Task]:
     tasks: list[Task] = []
     for name in args.configs:
         with problems.noting():
-            tasks.append(load_task(name, [*args.cfg_options, *extra.pop(Path(name).stem, [])], args))
+            tasks.append(load_task(name, [*args.cfg_options, *extra.pop(Path(name).stem, [])], args, problems))
     for stem in extra:
         problems.add(f'--options-for {stem}: no such task; there are {", ".join(Path(c).stem for c in args.configs)}')
     stems = [task.path.stem for task in tasks]
@@ -372,11 +393,8 @@ def subset_words(run: Run, work_dir: Path) -> list[str]:
     """Options that leave the run its share of the training images; writes the files that they name."""
     if run.fraction == 1:
         return []
-    from mmcnx2.datasets.subsets import subset_options
-
     key, dataset = training_set(run.task.cfg)
-    folder = (work_dir / 'subsets' / run.task.path.stem / f'{run.fraction:g}-seed{run.seed}').absolute()
-    changed = subset_options(dataset, run.fraction, run.seed, folder)
+    changed = subset_options(dataset, run.fraction, run.seed, work_dir / 'subsets' / run.task.path.stem)
     return option_words({f'{key}.{name}': value for name, value in changed.items()})
 
 
@@ -473,7 +491,7 @@ def memory_of(folder: Path, peak_rss_mb: float) -> tuple[float, str]:
 
 
 def collect_cell(runs: list[Run], kept: StageRun) -> dict[str, Any]:
-    """The runs of one task, initialisation and fraction: values by seed."""
+    """The runs of one task, initialisation and fraction: values by seed, metrics in per cent."""
     names = ('train_seconds', 'test_seconds', 'memory_mb')
     cell: dict[str, Any] = {'metrics': {}, 'failed': [], 'running': [], 'memory_of': '', **{name: {} for name in names}}
     for run in runs:
@@ -487,7 +505,7 @@ def collect_cell(runs: list[Run], kept: StageRun) -> dict[str, Any]:
             cell['test_seconds'][seed] = round(markers[1].seconds, 1)
             for name, value in tested_metrics(stages[1].product, run.task.metrics).items():
                 if math.isfinite(value):
-                    cell['metrics'].setdefault(name, {})[seed] = value
+                    cell['metrics'].setdefault(name, {})[seed] = round(100 * value, 6)
                 else:
                     tell(f'warning: {name} of {run} is {value}, it is left out')
         elif failures(run, kept):
@@ -662,10 +680,6 @@ def do_run(run: Run, kept: StageRun) -> str | None:
         tell(f'{run}: being run by another process, skipped')
     except StageError as error:
         return str(error)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        return f'{run}: {one_line(error)}'  # the subset cannot be written, for instance
     return None
 
 
@@ -702,8 +716,9 @@ def run(args: argparse.Namespace) -> int:
         if sentence:
             tell(f'  failed: {sentence}')
             failed.append(sentence)
-        results = collect_results(runs, tasks, inits, digests, kept, args)
-        write_results(results, args.work_dir)
+        write_results(collect_results(runs, tasks, inits, digests, kept, args), args.work_dir)
+    results = collect_results(runs, tasks, inits, digests, kept, args)
+    write_results(results, args.work_dir)
     tell(f'\n{transfer_report.result_text(results)}\n')
     for name in ('results.md', 'results.csv', 'results.json'):
         tell(f'{args.work_dir / name}')

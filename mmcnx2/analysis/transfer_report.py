@@ -1,7 +1,7 @@
 """The table of a transfer experiment: a row per initialisation and fraction of the images, columns per task.
 
-From `results` as tools/transfer.py collects them (metrics in 0..1 per seed, seconds, memory) to text, Markdown, CSV
-and JSON. Nothing is run or read here. Touch it for what the table shows. Guarded by tests/test_transfer.py.
+From `results` as tools/transfer.py collects them (metrics in per cent by seed, seconds, memory) to text, Markdown,
+CSV and JSON. Nothing is run or read here. Touch it for what the table shows. Guarded by tests/test_transfer.py.
 """
 
 from __future__ import annotations
@@ -37,10 +37,6 @@ CSV_COLUMNS = (
 )
 
 
-def per_cent(values: Mapping[str, float]) -> list[float]:
-    return [100 * value for value in values.values()]
-
-
 def share(fraction: float) -> str:
     """'25%'."""
     return f'{100 * fraction:.4g}%'
@@ -52,7 +48,7 @@ def mean(values: Mapping[str, float]) -> float | None:
 
 def value_text(cell: Mapping, metric: str, num_seeds: int) -> str:
     """'35.10 ± 0.40'; what is missing is said: 'failed', 'running', '-', or '35.10 (1 of 3, 2 failed)'."""
-    values = per_cent(cell['metrics'].get(metric, {}))
+    values = list(cell['metrics'].get(metric, {}).values())
     state = [f'{len(cell[name])} {name}' for name in ('failed', 'running') if cell[name]]
     if not values:
         return next((name for name in ('failed', 'running') if cell[name]), NOT_RUN)
@@ -116,7 +112,7 @@ def verdicts(results: Mapping) -> list[str]:
                     pair = [row['tasks'][task['label']]['metrics'].get(metric, {}) for row in (first, other)]
                     both = [seed for seed in pair[0] if seed in pair[1]]
                     name = f'{task["label"]} {metric}'
-                    before[name], after[name] = ([100 * values[seed] for seed in both] for values in pair)
+                    before[name], after[name] = ([values[seed] for seed in both] for values in pair)
             against = 'from scratch' if first['init'] == 'scratch' else f'with {first["init"]}'
             said = verdict(
                 Row(first['init'], before),
@@ -159,7 +155,7 @@ def result_csv(results: Mapping) -> str:
         for task in results['tasks']:
             cell = row['tasks'][task['label']]
             for metric in task['metrics']:
-                values = per_cent(cell['metrics'].get(metric, {}))
+                values = list(cell['metrics'].get(metric, {}).values())
                 table.writerow(
                     {
                         'init': row['init'],

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmcnx2
+from mmcnx2.engine.user_errors import is_user_error, one_line
 
 LOG_TAIL_LINES = 15
 PROGRESS_EVERY_S = 15.0  # when the output is not a terminal
@@ -197,9 +198,16 @@ class StageRun:
         marker = before if resumes else Marker(key=self.key_of(stage))
         marker.attempts, marker.code, marker.failure = marker.attempts + 1, code_hash(), ''
         tell(f'\n{stage.title}')
-        log_path, is_first = self.log_path(stage.name), True
+        append = resumes  # a new attempt replaces the log
         for make_command in stage.commands[len(marker.done) :]:
-            command = make_command(resumes)
+            try:
+                command = make_command(resumes)
+            except Exception as error:
+                if not is_user_error(error):
+                    raise
+                marker.failure = f'stage {stage.name} cannot start: {one_line(error)}'
+                self.write_marker(stage.name, marker)
+                raise StageError(marker.failure) from error
             text = shown(command) if command else ''
             if command:
                 marker.command = '\n'.join(filter(None, [*marker.done, text]))
@@ -207,12 +215,12 @@ class StageRun:
                 tell(f'  $ {text}')
                 started = time.monotonic()
                 try:
-                    ended = stream(command, log_path, lock_fd, append=resumes or not is_first)
+                    ended = stream(command, self.log_path(stage.name), lock_fd, append)
                     marker.peak_rss_mb = max(marker.peak_rss_mb, ended.peak_rss_mb)
                 finally:
                     marker.seconds += time.monotonic() - started
                     self.write_marker(stage.name, marker)
-                is_first = False
+                append = True
                 if ended.code:
                     self._fail(stage, marker, f'ended with exit code {ended.code}')
             marker.done.append(text)
