@@ -58,6 +58,9 @@ import json, pathlib, sys
 args = sys.argv[1:]
 out = pathlib.Path(args[args.index('--out') + 1])
 out.parent.mkdir(parents=True, exist_ok=True)
+if pathlib.Path('find-nothing').exists():
+    out.write_text('{}')
+    sys.exit()
 out.write_text(json.dumps({'mIoU': 77 if '--tta' in args else 55, 'coco/bbox_mAP': .3, 'coco/segm_mAP': .2}))
 """
 
@@ -211,6 +214,16 @@ def test_a_run_is_tested_unless_its_last_validation_was_the_test(call, tmp_path)
     # step 1 of 900: that validation did not see the final checkpoint
     _, out, _ = call(*args, '--cfg-options', 'train_cfg.val_interval=1', '--force')
     assert 'test.py' in out and '55.00' in out
+
+
+def test_a_test_without_its_metric_has_failed(call, tmp_path):
+    (tmp_path / 'find-nothing').touch()
+    args = (SEGMENT, '--init', 'scratch', '--seeds', 1, '--cfg-options', 'train_cfg.val_interval=1')
+    code, out, err = call(*args)
+    assert code == 1 and 'metrics.json has no mIoU' in err and re.search(r'^scratch +100% +failed', out, re.MULTILINE)
+    (tmp_path / 'find-nothing').unlink()
+    code, out, _ = call(*args)
+    assert code == 0 and '55.00' in out and 'train.py' not in out  # only the test is tried again
 
 
 def test_results_of_other_settings_are_not_overwritten(call, tmp_path):

@@ -423,6 +423,10 @@ def stages_of(run: Run, args: argparse.Namespace, digests: Mapping[str, str | No
         tell("  measured by the training's last validation")
         return None
 
+    def check(resumes: bool) -> None:
+        """A detector that found nothing at all, for instance, has no AP."""
+        tested_metrics(out, run.task.metrics)
+
     settings = {
         **resolved(run.task.path, run.task.words),
         'starts_from': digests[run.init.name],
@@ -432,7 +436,7 @@ def stages_of(run: Run, args: argparse.Namespace, digests: Mapping[str, str | No
     }
     return (
         Stage(run.name, f'Train {run}', (train,), settings, (), folder, folder / 'last_checkpoint'),
-        Stage(run.test_name, f'Test {run}', (test,), {'tta': args.tta}, (run.name,), folder / 'test', out),
+        Stage(run.test_name, f'Test {run}', (test, check), {'tta': args.tta}, (run.name,), folder / 'test', out),
     )
 
 
@@ -486,7 +490,10 @@ def check_earlier_results(runs: list[Run], kept: StageRun, problems: Problems) -
 
 def memory_of(folder: Path, peak_rss_mb: float) -> tuple[float, str]:
     """Peak memory of a training in MB: of the GPU where the log has it, else of the largest process."""
-    logged = read_run(folder).train.get('memory')
+    try:
+        logged = read_run(folder).train.get('memory')
+    except FileNotFoundError:  # a config without mmengine's local log
+        logged = None
     return (max(logged.values), 'GPU') if logged else (round(peak_rss_mb, 1), 'largest process')
 
 
@@ -708,10 +715,11 @@ def run(args: argparse.Namespace) -> int:
         print_commands(runs, kept, args)
         return 0
     deadline, failed, not_started = time.monotonic() + 3600 * args.max_hours, [], 0
-    for each in runs:
+    for number, each in enumerate(runs, 1):
         if time.monotonic() >= deadline:
             not_started += 1
             continue
+        tell(f'\n--- run {number} of {len(runs)}: {each}')
         sentence = do_run(each, kept)
         if sentence:
             tell(f'  failed: {sentence}')

@@ -205,7 +205,8 @@ class StageRun:
             except Exception as error:
                 if not is_user_error(error):
                     raise
-                marker.failure = f'stage {stage.name} cannot start: {one_line(error)}'
+                marker.done.clear()
+                marker.failure = f'stage {stage.name}: {one_line(error)}'
                 self.write_marker(stage.name, marker)
                 raise StageError(marker.failure) from error
             text = shown(command) if command else ''

@@ -4,6 +4,7 @@ import math
 
 from mmcnx2.analysis.comparison import (
     Row,
+    Wording,
     differences,
     format_values,
     markdown_table,
@@ -65,6 +66,19 @@ def test_verdict_follows_the_numbers():
     assert verdict(*rows(([], [], []), ([0.1], [], [])), METRICS, 1) == [
         'The two rows cannot be compared yet: a row has no results.'
     ]
+
+
+def test_verdict_in_other_words_and_units():
+    words = Wording('B', 'with A', 'A -> B', 1)
+    texts = verdict(*rows(([10.04], [20], [30]), ([10.06], [21], [29.96])), METRICS, 1, words)
+    assert texts[0] == 'The result is mixed: with B mask AP is higher, box AP and mIoU are not.'  # + 0.02 rounds to 0
+    assert texts[1] == 'A -> B: box AP 10.0 -> 10.1 (+0.0); mask AP 20.0 -> 21.0 (+1.0); mIoU 30.0 -> 30.0 (-0.0).'
+    assert verdict(*rows(([1], [1], []), ([1], [0], [])), METRICS, 1, words)[0] == (
+        'B gained nothing here: none of box AP and mask AP is higher than with A.'
+    )
+    # of three seeds only two have a value in both rows
+    texts = verdict(*rows(([1, 2], [], []), ([2, 3], [], [])), METRICS, 3, words)
+    assert texts[1] == 'A -> B: box AP 1.5 -> 2.5 (+1.0, standard error 0.0, 2 of 3 seeds).'
 
 
 def test_verdict_with_seeds_asks_for_two_standard_errors():
