@@ -1,7 +1,9 @@
 """The door of the package: its version, a look at the installed OpenMMLab packages, where configs and tools lie.
 
 Importing it registers the registries (so that 'mmcnx2.X' means something in a config) and sets `$MMCNX2_CONFIGS`, with
-which a config inherits one of ours from anywhere: `_base_ = '{{$MMCNX2_CONFIGS:}}/coco/....py'`. It imports no model.
+which a config inherits one of ours from anywhere: `_base_ = '{{$MMCNX2_CONFIGS:}}/coco/....py'`. It enters the package
+into mmengine's list, so that `mmengine.hub.get_config('mmcnx2::coco/....py')` finds the configs of an installed copy.
+It imports no model.
 Touch it for what must hold before anything else happens; not for code that computes. Guarded by
 tests/test_packaging.py.
 """
@@ -120,7 +122,12 @@ _check_openmmlab()
 # always those of this copy: a value inherited from another checkout would lie
 os.environ['MMCNX2_CONFIGS'] = str(configs_dir())
 
-from mmcnx2 import registry  # noqa: E402  (after the check: a missing package should be named by the sentence above)
+# after the check: a missing package should be named by the sentence above
+from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+
+from mmcnx2 import registry  # noqa: E402
+
+MODULE2PACKAGE['mmcnx2'] = 'mmcnx2'  # import name -> distribution
 
 __all__ = [
     'OPENMMLAB',

@@ -16,7 +16,8 @@ from PIL import Image
 import mmcnx2
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ['mmcnx2', 'configs', 'tools', 'setup.py', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md']
+PARTS = ['mmcnx2', 'configs', 'tools', 'model-index.yml', 'setup.py', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in']
+PARTS += ['LICENSE', 'README.md']
 CONFIG = """
 _base_ = '{{$MMCNX2_CONFIGS:}}/demo/fcmae_convnextv2-atto_demo.py'
 model = dict(
@@ -105,6 +106,7 @@ def test_the_wheel_holds_all_configs_and_tools_and_nothing_stale(wheel, checkout
             path.removeprefix(f'mmcnx2/.mim/{name}/') for path in names if path.startswith(f'mmcnx2/.mim/{name}/')
         }
         assert carried == files_below(checkout / name)
+    assert 'mmcnx2/.mim/model-index.yml' in names
     modules = {path.removeprefix('mmcnx2/') for path in names if re.match(r'mmcnx2/[^.]', path)}
     assert modules == files_below(checkout / 'mmcnx2')
     assert {path.split('/')[0] for path in names} == {'mmcnx2', f'mmcnx2-{mmcnx2.__version__}.dist-info'}
@@ -127,6 +129,20 @@ def test_an_installed_copy_trains_and_tests_without_a_checkout(installed, clean)
         [sys.executable, '-m', 'mmcnx2', 'test', 'mine.py', 'work_dirs/mine/epoch_2.pth'], cwd=clean, env=environ
     )
     assert re.search(r'^loss: [01]\.\d+', tested.stdout, re.MULTILINE), tested.stdout[-2000:]
+
+
+def test_the_hub_of_mmengine_finds_the_configs_of_an_installed_copy(installed, clean):
+    code = """
+import mmcnx2
+from mmengine.config.utils import _get_cfg_metainfo
+from mmengine.hub import get_config
+cfg = get_config('mmcnx2::demo/upernet_convnextv2-atto_demo.py')
+print(cfg.model.type, cfg.model.backbone.type, cfg.model.get('_scope_'), cfg.filename)
+print(_get_cfg_metainfo(mmcnx2.__path__[0], 'demo/upernet_convnextv2-atto_demo.py')['Metadata']['Iterations'])
+"""
+    done = run([sys.executable, '-c', code], cwd=clean, env=environment(PYTHONPATH=str(installed)))
+    there = installed / 'mmcnx2' / '.mim' / 'configs' / 'demo' / 'upernet_convnextv2-atto_demo.py'
+    assert done.stdout.split() == ['EncoderDecoder', 'mmcnx2.ConvNeXtV2', 'None', str(there), '900']
 
 
 def test_a_config_elsewhere_inherits_one_of_a_checkout(clean, monkeypatch):
