@@ -20,6 +20,7 @@ import mmcnx2
 from mmcnx2.analysis.model_cost import Cost, input_shape_of, model_cost
 
 from .config_card import ConfigCard, read_card
+from .user_errors import one_line
 
 TABLES_START, TABLES_END = '<!-- tables: python tools/write_config_index.py -->\n', '<!-- end of tables -->\n'
 TABLE_HEADER = '| config | images per step | length | parameters | GFLOPs | expect |\n|---|---|---|---|---|---|'
@@ -104,7 +105,10 @@ def config_names() -> list[str]:
 def index_entry(name: str) -> IndexEntry:
     """The entry of a config; read and counted once per process."""
     path = mmcnx2.configs_dir() / name
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program; mmengine's errors do not say in which file
+        raise ValueError(f'{path}: {one_line(error)}') from error
     batch = cfg.get('auto_scale_lr', {}).get('base_batch_size') or cfg.train_dataloader.batch_size
     model = _without_training(cfg.model.to_dict())
     model['backbone'] = _without_training(model['backbone'])

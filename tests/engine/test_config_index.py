@@ -95,8 +95,9 @@ def checkout(tmp_path, monkeypatch) -> Path:
     """A checkout with two configs, in which the tool runs."""
     for folder in ('_base_', 'demo'):
         shutil.copytree(ROOT / 'configs' / folder, tmp_path / 'configs' / folder)
-    (tmp_path / 'configs' / 'demo' / Path(DEMO).name).unlink()
-    (tmp_path / 'configs' / 'demo' / 'metafile.yml').unlink()
+    for path in (tmp_path / 'configs' / 'demo').iterdir():
+        if path.name not in (Path(DEMO).name, 'fcmae_convnextv2-atto_demo.py'):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.copy(ROOT / 'configs' / 'README.md', tmp_path / 'configs')
     (tmp_path / 'setup.py').touch()
     monkeypatch.setattr(mmcnx2, 'configs_dir', lambda: tmp_path / 'configs')
@@ -139,6 +140,11 @@ def test_mistakes_are_one_line(tool, checkout):
     (checkout / 'configs' / 'old').mkdir()
     (checkout / 'configs' / 'old' / 'metafile.yml').touch()
     assert 'old/metafile.yml lists a folder without configs' in tool('--check')[2]
+    (checkout / 'configs' / 'old' / 'metafile.yml').unlink()
+    broken = checkout / 'configs' / 'old' / 'broken.py'
+    broken.write_text('model = dict(size=size)\n')
+    assert "old/broken.py: name 'size' is not defined" in tool()[2]
+    broken.unlink()
     (checkout / 'configs' / 'README.md').write_text('# Configs\n')
     assert 'configs/README.md has no lines' in tool()[2]
     (checkout / 'setup.py').unlink()
