@@ -174,7 +174,8 @@ def test_widths_classes_and_sizes_agree(name):
         boxes = cfg.model.roi_head.bbox_head
         heads = [*(boxes if isinstance(boxes, list) else [boxes]), cfg.model.roi_head.mask_head]
         assert {head.num_classes for head in heads} == {num_classes}
-        assert cfg.model.test_cfg.rcnn.nms.type == ('nms' if 'ms-crop' in name else 'soft_nms')
+        plain_nms = 'cascade' in name or 'ms-crop' in name
+        assert cfg.model.test_cfg.rcnn.nms.type == ('nms' if plain_nms else 'soft_nms')
         assert cfg.model.test_cfg.rpn.nms.type == 'nms'
     else:
         decode, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
@@ -231,11 +232,12 @@ def test_every_type_resolves_and_every_transform_builds(name):
         train_cfg=registries.LOOPS, val_cfg=registries.LOOPS, test_cfg=registries.LOOPS,
         val_evaluator=registries.METRICS,
         default_hooks=registries.HOOKS, custom_hooks=registries.HOOKS, visualizer=registries.VISUALIZERS,
-        log_processor=registries.LOG_PROCESSORS, tta_model=registries.MODELS, tta_pipeline=registries.TRANSFORMS,
+        log_processor=registries.LOG_PROCESSORS, tta_pipeline=registries.TRANSFORMS,
     )  # fmt: skip
     for key, registry in registry_of.items():
         if key in cfg and key != 'model':  # the model is built whole
             check_types(cfg[key], registry, key)
+    assert 'tta_model' not in cfg or find(registries.MODELS, cfg.tta_model.type)  # and its nms is none of a registry
     pipelines = [cfg[loader].dataset.pipeline for loader in ('train_dataloader', 'val_dataloader') if loader in cfg]
     for transform in [step for pipeline in pipelines + [cfg.get('tta_pipeline', [])] for step in pipeline]:
         registries.TRANSFORMS.build(transform)
@@ -353,6 +355,7 @@ SMALL_SWIN = dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
 RUNS = {  # one per family
     'demo/fcmae_convnextv2-atto_demo.py': {'train_cfg.max_epochs': 2, **AT_ONCE},
     'demo/mask-rcnn_convnextv2-atto_demo.py': {'train_cfg.max_iters': 2, **AT_ONCE},
+    'demo/cascade-mask-rcnn_convnextv2-atto_demo.py': {'train_cfg.max_iters': 2, **AT_ONCE},
     'demo/upernet_convnextv2-atto_demo.py': {'train_cfg.max_iters': 2, **AT_ONCE},
     'pretrain/fcmae_convnextv2-atto_8xb512-amp-1600e_in1k.py': {
         'train_cfg.max_epochs': 2,

@@ -19,6 +19,17 @@ model = dict(
         in_channels=160, channels=64, num_classes=7, norm_cfg=dict(type='BN', requires_grad=True)),
     test_cfg=dict(_delete_=True, mode='whole'))
 
+tta_pipeline = [  # multi-scale test
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (96, 128, 160)],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0., 1.)],
+            [dict(type='LoadAnnotations', reduce_zero_label=False)],
+            [dict(type='PackSegInputs')],
+        ]),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,

@@ -26,6 +26,21 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+tta_pipeline = [  # multi-scale test; ours: the paper tests at one scale
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((1067, 640), (1333, 800), (1600, 960))],
+            [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=(
+                        'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))
+            ],
+        ]),
+]
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
