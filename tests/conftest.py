@@ -24,7 +24,8 @@ def forget_runs():
 
     def forget() -> None:
         for kind in GLOBAL_INSTANCES:
-            kind._instance_dict.clear()
+            for each in (kind, *kind.__subclasses__()):  # mmdet's and mmseg's visualizers keep their own lists
+                each._instance_dict.clear()
 
     return forget
 

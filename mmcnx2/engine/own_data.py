@@ -87,7 +87,7 @@ def apply_own_data(cfg: Config, training: bool = True, options: dict | None = No
     if overruled:
         raise ValueError(f'own_data decides {", ".join(overruled)} itself; leave out the option, or own_data')
     if cfg.get('load_from') and training and not cfg.get('resume'):
-        summary += f'; of {cfg.load_from}, heads with another number of classes are left out, as the log will say'
+        summary += f'; of {cfg.load_from}, layers of another size are left out (printed as "size mismatch")'
     return summary
 
 
