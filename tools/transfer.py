@@ -591,7 +591,7 @@ def notes(tasks: list[Task], rows: list[dict], args: argparse.Namespace) -> list
         + (f' ({" or ".join(kinds)}).' if kinds else '.')
     )
     if any(task.published for task in tasks):
-        found.append("Published: what the config's card quotes, for its own initialisation and number of GPUs.")
+        found.append("Published: what the config's card quotes, for its own initialisation, test and number of GPUs.")
     return found
 
 
