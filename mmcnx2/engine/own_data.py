@@ -91,6 +91,31 @@ def apply_own_data(cfg: Config, training: bool = True, options: dict | None = No
     return summary
 
 
+def check_class_lists(cfg: Config, training: bool = True) -> None:
+    """Raises ValueError when a CocoDataset has classes written by hand that its file does not have, in its order.
+
+    mmdet would leave the annotations of a misspelt class out and number the others anew, without a word. A list that
+    leaves classes of the file out on purpose is fine. Files that do not exist are left to mmdet to report.
+    """
+    for split in ('train', 'val') if training else ('test',):
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+        if not str(dataset.get('type')).endswith('CocoDataset') or not isinstance(classes, list | tuple):
+            continue
+        if not path.is_file():
+            continue
+        names = class_names(json.loads(path.read_bytes()))
+        if [name for name in names if name in classes] != list(classes):
+            raise ValueError(
+                f"{split}_dataloader: classes {', '.join(classes)} are not among the `categories` of '{path}' in their "
+                f'order, {", ".join(names)}. mmdet would leave annotations out or mix up names: write the names as the '
+                'file does, or let own_data read them'
+            )
+
+
 def read_class_names(source: str | Path | list | tuple) -> tuple[str, ...]:
     """Class names in the order of their numbers: of a text file (one per line), a JSON list, or the list itself."""
     if isinstance(source, str | Path):

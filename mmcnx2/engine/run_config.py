@@ -23,7 +23,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcnx2
-from mmcnx2.engine.own_data import apply_own_data
+from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
 
@@ -144,6 +144,8 @@ def load_config(args: argparse.Namespace) -> Config:
     summary = apply_own_data(cfg, training=not hasattr(args, 'checkpoint'), options=args.cfg_options)
     if summary:
         tell(summary)
+    elif cfg.default_scope == 'mmdet':
+        check_class_lists(cfg, training=not hasattr(args, 'checkpoint'))
     if cfg.default_scope == 'mmpretrain':
         _collate_as_mmpretrain(cfg)
     return cfg

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 from own_data_files import CLASSES, coco_options, label_map_options, write_coco, write_label_maps
 
-from mmcnx2.engine.own_data import apply_own_data, find_suffixes, palette, read_class_names
+from mmcnx2.engine.own_data import apply_own_data, check_class_lists, find_suffixes, palette, read_class_names
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DETECTION = [
@@ -303,6 +303,29 @@ def test_categories_of_val_in_another_order_are_never_accepted(tmp_path):
             ValueError, match=r"val\.json': its `categories` are vole, owl, red fox; .* red fox, owl, vole"
         ):
             apply_own_data(detection(files, own_data__check=check))
+
+
+def test_classes_written_by_hand_must_be_those_of_the_file(files):
+    def by_hand(classes):
+        cfg = config(DETECTION[2], {})
+        cfg.train_dataloader.dataset.update(
+            data_root=str(files / 'coco'), ann_file='train.json', metainfo=dict(classes=classes)
+        )
+        cfg.val_dataloader.dataset.ann_file = 'none.json'
+        return cfg
+
+    check_class_lists(by_hand(tuple(CLASSES)))
+    check_class_lists(by_hand(('red fox', 'vole')))  # the others are left out on purpose
+    for wrong in (('red_fox', 'owl', 'vole'), ('owl', 'red fox', 'vole')):
+        with pytest.raises(
+            ValueError, match=r"train_dataloader: classes .*train\.json' in their order, red fox, owl, vole"
+        ):
+            check_class_lists(by_hand(wrong))
+        check_class_lists(by_hand(wrong), training=False)
+        wrapped = by_hand(wrong)
+        wrapped.train_dataloader.dataset = ConfigDict(type='RepeatDataset', dataset=wrapped.train_dataloader.dataset)
+        with pytest.raises(ValueError, match='red fox, owl, vole'):
+            check_class_lists(wrapped)
 
 
 # ---- names, suffixes, colours
