@@ -2,7 +2,10 @@
 test.
 """
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: tests start processes of their own
 
@@ -28,6 +31,31 @@ def forget_runs():
                 each._instance_dict.clear()
 
     return forget
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, forget_runs):
+    """Runs a tool in this process: `call('train', 'config.py', '--work-dir', 'run')` -> (exit code, stdout, stderr)."""
+    for name in ('LOCAL_RANK', 'RANK', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'MMCNX2_TRACEBACK'):
+        monkeypatch.setenv(name, '')  # so that what a tool sets is taken back
+        monkeypatch.delenv(name)
+
+    def run(name: str, *args: object) -> tuple[int, str, str]:
+        forget_runs()
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
+        path = Path(__file__).parents[1] / 'tools' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        code = 0
+        try:
+            module.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,7 @@
 line that names the file and the remedy, whether `own_data` is used or not. Shrunken models, two steps.
 """
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -81,10 +79,10 @@ SMALL_MS_CROP = {
 }
 
 
-def small_upernet(image_step: int = 2) -> dict[str, str]:
+def small_upernet() -> dict[str, str]:
     return {
-        f'train_dataloader.dataset.pipeline.{image_step}.scale': '(96, 96)',
-        f'train_dataloader.dataset.pipeline.{image_step + 1}.crop_size': '(64, 64)',
+        'train_dataloader.dataset.pipeline.3.scale': '(96, 96)',
+        'train_dataloader.dataset.pipeline.4.crop_size': '(64, 64)',
         'val_dataloader.dataset.pipeline.1.scale': '(96, 96)',
         'param_scheduler.0.start_factor': '1.0',
         'param_scheduler.0.end': '1',
@@ -92,29 +90,9 @@ def small_upernet(image_step: int = 2) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys, forget_runs):
-    """Runs a tool in this process, inside tmp_path: (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def inside_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ('LOCAL_RANK', 'RANK', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'MMCNX2_TRACEBACK'):
-        monkeypatch.setenv(name, '')  # so that what a tool sets is taken back
-        monkeypatch.delenv(name)
-
-    def run(name: str, *args: object) -> tuple[int, str, str]:
-        forget_runs()
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
-        spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        code = 0
-        try:
-            module.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def words(options: dict[str, str]) -> list[str]:

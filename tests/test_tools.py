@@ -108,21 +108,9 @@ def load_tool(name: str):
 
 
 @pytest.fixture
-def call(toy, monkeypatch, capsys, forget_runs):
-    """Runs a tool in this process: (exit code, stdout, stderr)."""
-
-    def run(name: str, *args: str) -> tuple[int, str, str]:
-        forget_runs()
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
-        code = 0
-        try:
-            load_tool(name).main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def call(toy, call):
+    """Runs a tool in this process, inside the toy folder: (exit code, stdout, stderr)."""
+    return call
 
 
 def error_line(err: str) -> str:

@@ -68,7 +68,7 @@ def use_mixed_precision(cfg: Config) -> None:
         )
     for name in ('loss_scale', 'dtype', 'use_fsdp'):  # arguments of AmpOptimWrapper only
         cfg.optim_wrapper.pop(name, None)
-    if cfg.default_scope == 'mmdet' and 'mmcnx2.Float32' not in str(cfg.model):
+    if cfg.default_scope == 'mmdet' and 'mmcnx2.Float32' not in str(cfg.get('model')):
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
     else:
         cfg.optim_wrapper.type = 'mmcnx2.BF16OptimWrapper'

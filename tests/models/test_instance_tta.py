@@ -11,9 +11,12 @@ from mmcnx2.models.detection import InstanceTTAModel
 H, W = 20, 30
 
 
-class NoModel(BaseModel):
-    def forward(self, *args, **kwargs):
-        raise AssertionError('predictions are given')
+class Detector(BaseModel):
+    """Gives back the samples that it gets: predictions are made by the test."""
+
+    def forward(self, inputs, data_samples, mode):
+        assert mode == 'predict' and not any(sample.metainfo['flip'] for sample in data_samples)
+        return data_samples
 
 
 def view(boxes, scores, labels, flip=None, with_masks=True):
@@ -25,16 +28,17 @@ def view(boxes, scores, labels, flip=None, with_masks=True):
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = True
         instances.masks = masks
-    sample = DetDataSample(metainfo=dict(ori_shape=(H, W), flip=flip is not None, flip_direction=flip))
+    sample = DetDataSample(metainfo=dict(ori_shape=(H, W), flip=flip is not None, flip_direction=flip or 'horizontal'))
     sample.pred_instances = instances
     return sample
 
 
 def merge(*views, nms=None, max_per_img=100):
     model = InstanceTTAModel(
-        module=NoModel(), tta_cfg=dict(nms=nms or dict(type='nms', iou_threshold=0.5), max_per_img=max_per_img)
+        module=Detector(), tta_cfg=dict(nms=nms or dict(type='nms', iou_threshold=0.5), max_per_img=max_per_img)
     )
-    return model.merge_preds([list(views)])[0].pred_instances
+    data = dict(inputs=[[torch.zeros(1)] for _ in views], data_samples=[[sample] for sample in views])
+    return model.test_step(data)[0].pred_instances
 
 
 @pytest.mark.parametrize(

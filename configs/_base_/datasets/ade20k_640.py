@@ -7,6 +7,7 @@ image_scale = (2560, 640)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='mmcnx2.CheckLabelMap', num_classes=150),
     dict(type='RandomResize', scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -17,6 +18,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
     dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='mmcnx2.CheckLabelMap', num_classes=150),
     dict(type='PackSegInputs'),
 ]
 tta_scales = [0.75, 0.875, 1.0, 1.125, 1.25]

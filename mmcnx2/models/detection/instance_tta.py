@@ -24,6 +24,15 @@ class InstanceTTAModel(DetTTAModel):
     the original image, as mmdet's detectors give them (rescale=True); mirrored ones are mirrored back here.
     """
 
+    def test_step(self, data: dict) -> list[DetDataSample]:
+        """One sample per image of the views in `data`: inputs and data_samples, a list per view."""
+        for view in data['data_samples']:
+            for sample in view:
+                # The detector must not know: mmdet's CascadeRoIHead would mirror the masks of its stages too.
+                mirrored = sample.metainfo['flip_direction'] if sample.metainfo.get('flip') else None
+                sample.set_metainfo(dict(mirrored=mirrored, flip=False, flip_direction=None))
+        return super().test_step(data)
+
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
         """The first view's sample with the merged instances: bboxes (N, 4) px, scores (N,) highest first, labels (N,)
         and, when the detector has them, masks (N, H, W) bool.
@@ -44,8 +53,8 @@ class InstanceTTAModel(DetTTAModel):
         back = InstanceData(bboxes=found.bboxes, scores=found.scores, labels=found.labels)
         if 'masks' in found:
             back.masks = found.masks
-        if sample.metainfo.get('flip'):
-            direction = sample.metainfo['flip_direction']
+        direction = sample.metainfo['mirrored']
+        if direction:
             back.bboxes = bbox_flip(found.bboxes, sample.metainfo['ori_shape'], direction)
             if 'masks' in found:
                 back.masks = torch.flip(found.masks, FLIPPED_DIMS[direction])
