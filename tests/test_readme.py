@@ -39,7 +39,7 @@ COMMANDS = [
 
 @cache
 def options_of(tool: str) -> set[str]:
-    """Options that tools/<tool>.py gives to argparse, read from its source: starting each tool would take a minute."""
+    """Options that the tool (a path below tools/ without .py) gives to argparse, read from its source: starting each tool would take a minute."""
     source = (ROOT / 'tools' / f'{tool}.py').read_text()
     if 'run_config.add_common_arguments' in source:
         source += (ROOT / 'mmcnx2' / 'engine' / 'run_config.py').read_text()
@@ -72,7 +72,8 @@ def check_command(words: list[str]) -> None:
             config = next((word for word in words[4:] if word.endswith('.py')), None)
             assert config is None or (ROOT / 'configs' / config).exists(), f'no config {config}'
         else:
-            tool = LAUNCHED.get(Path(words[1]).name, Path(words[1]).stem)
+            path = words[1].removeprefix('tools/').removesuffix('.py')
+            tool = LAUNCHED.get(Path(words[1]).name, path)
         unknown = flags - options_of(tool)
         assert not unknown, f'{tool}.py knows no {unknown}; it knows {sorted(options_of(tool))}'
     else:
