@@ -20,7 +20,8 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 
 from mmcnx2.checkpoint.convert import CheckpointError, convert_state_dict, detect_layout, without_dropped
 from mmcnx2.checkpoint.key_rules import LAYOUTS
-from mmcnx2.checkpoint.load import read_checkpoint, save_checkpoint_atomically
+from mmcnx2.checkpoint.read import read_checkpoint
+from mmcnx2.checkpoint.save import save_checkpoint_atomically
 from mmcnx2.engine.user_errors import explain_errors
 from mmcnx2.version import __version__
 

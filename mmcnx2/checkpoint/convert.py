@@ -4,8 +4,8 @@ source layout --rules--> canonical layout --structure check--> canonical layout 
 are data (key_rules.py); this file applies them and is strict: a key that no rule knows, two keys for one target, a
 wrong shape, or a tensor that a stage or block lacks stops the conversion with the list.
 
-Touch this file to change what "strict" means. Not for files (load.py) and not for names (key_rules.py). Guarded by
-tests/checkpoint/test_convert.py and tests/checkpoint/test_other_libraries.py.
+Touch this file to change what "strict" means. Not for files (read.py, save.py) and not for names (key_rules.py).
+Guarded by tests/checkpoint/test_convert.py and tests/checkpoint/test_other_libraries.py.
 """
 from __future__ import annotations
 
