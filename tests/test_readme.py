@@ -39,7 +39,7 @@ COMMANDS = [
 
 @cache
 def options_of(tool: str) -> set[str]:
-    """Options that a tool (path below tools/, no .py) gives to argparse, read from its source: starting it takes long."""
+    """Options that a tool (path below tools/) gives to argparse, read from its source: starting each one takes long."""
     source = (ROOT / 'tools' / f'{tool}.py').read_text()
     if 'run_config.add_common_arguments' in source:
         source += (ROOT / 'mmcnx2' / 'engine' / 'run_config.py').read_text()

@@ -54,6 +54,7 @@ try:
     from mmcnx2.analysis.model_cost import Cost, build_on_meta, model_cost
     from mmcnx2.analysis.provenance import machine, versions
     from mmcnx2.analysis.run_log import last_checkpoint, read_run, stored_config
+    from mmcnx2.atomic_write import write_atomically
     from mmcnx2.checkpoint import CheckpointError, load_pretrained_backbone
     from mmcnx2.datasets.subsets import subset_options
     from mmcnx2.engine import run_config
@@ -74,7 +75,6 @@ try:
         now,
         shown,
         tell,
-        write_text,
     )
     from mmcnx2.engine.user_errors import is_user_error, one_line
     from mmcnx2.models.backbones import ConvNeXtV2
@@ -419,7 +419,7 @@ def stages_of(run: Run, args: argparse.Namespace, digests: Mapping[str, str | No
             flags = ['--tta'] if args.tta else []
             checkpoint = last_checkpoint(folder)
             return test_command(stored_config(folder), checkpoint, folder / 'test', out, args.gpus, flags)
-        write_text(out, transfer_report.result_json(measured))
+        write_atomically(out, transfer_report.result_json(measured))
         tell("  measured by the training's last validation")
         return None
 
@@ -655,9 +655,9 @@ def collect_results(
 
 def write_results(results: Mapping, work_dir: Path) -> None:
     """results.json, results.csv and results.md, each replaced in one step."""
-    write_text(work_dir / 'results.json', transfer_report.result_json(results))
-    write_text(work_dir / 'results.csv', transfer_report.result_csv(results))
-    write_text(work_dir / 'results.md', transfer_report.result_markdown(results))
+    write_atomically(work_dir / 'results.json', transfer_report.result_json(results))
+    write_atomically(work_dir / 'results.csv', transfer_report.result_csv(results))
+    write_atomically(work_dir / 'results.md', transfer_report.result_markdown(results))
 
 
 # ---- the command

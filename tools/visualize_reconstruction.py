@@ -12,7 +12,6 @@ tests/analysis/test_visualize_reconstruction.py.
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from PIL import Image
 
 from mmcnx2.analysis import reconstruction
 from mmcnx2.analysis.figures import PictureRow, draw_sheet
+from mmcnx2.atomic_write import open_atomically
 from mmcnx2.checkpoint import read_checkpoint
 from mmcnx2.engine.user_errors import explain_errors
 from mmcnx2.registry import MODELS, TRANSFORMS
@@ -228,11 +228,9 @@ def write_single_files(rows: list[PictureRow], paths: list[Path], folder: Path) 
     for row in rows:
         for index, picture in enumerate(row.pictures):
             name = f'{index:03d}_{paths[index].stem}_{re.sub("[, ]+", "-", row.label)}.png'
-            scratch = folder / f'.{name}.{os.getpid()}'
-            Image.fromarray(np.ascontiguousarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)).save(
-                scratch, format='PNG'
-            )
-            os.replace(scratch, folder / name)
+            pixels = np.ascontiguousarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+            with open_atomically(folder / name) as file:
+                Image.fromarray(pixels).save(file, format='PNG')
 
 
 def main(argv: list[str] | None = None) -> None:

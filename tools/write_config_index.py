@@ -10,7 +10,6 @@ tests/engine/test_config_index.py.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 from mmengine.logging import MMLogger
 
 import mmcnx2
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.engine.config_index import index_files
 from mmcnx2.engine.user_errors import explain_errors
 
@@ -59,9 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f'{names}: not what the configs say. Run python tools/write_config_index.py')
     else:
         for path, text in stale.items():
-            scratch = path.with_name(f'.{path.name}.{os.getpid()}')
-            scratch.write_text(text, encoding='utf-8')
-            os.replace(scratch, path)
+            write_atomically(path, text)
         print(f'wrote {names}')
 
 

@@ -8,9 +8,10 @@ tests/test_demo.py.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from mmcnx2.atomic_write import write_atomically
 
 from .comparison import Row, markdown_table, plain_table, table_cells
 from .figures import Line, Panel, draw_curves, draw_sheet
@@ -63,9 +64,7 @@ def write_results(results: Mapping, work_dir: Path) -> None:
         ('results.json', json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)),
         ('results.md', '\n\n'.join(markdown)),
     ):
-        scratch = work_dir / f'.{name}.{os.getpid()}'
-        scratch.write_text(text + '\n', encoding='utf-8')
-        os.replace(scratch, work_dir / name)
+        write_atomically(work_dir / name, text + '\n')
 
 
 def _loss_line(label: str, log: RunLog) -> Line:

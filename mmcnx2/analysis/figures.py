@@ -6,7 +6,6 @@ Okabe and Ito, which stay apart for colour-blind eyes, and lines differ in their
 of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and by looking at them.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
+
+from mmcnx2.atomic_write import open_atomically
 
 from .run_log import Curve
 
@@ -56,16 +57,10 @@ class PictureRow:
 
 def save_png(figure: Figure, path: str | Path) -> Path:
     """Write the figure beside `path`, then move it there in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
     FigureCanvasAgg(figure)
-    try:
-        figure.savefig(scratch, format='png', dpi=DPI, facecolor='white')
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    with open_atomically(path) as file:
+        figure.savefig(file, format='png', dpi=DPI, facecolor='white')
+    return Path(path)
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

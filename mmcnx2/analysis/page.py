@@ -6,11 +6,12 @@ figures. Guarded by tests/analysis/test_page.py.
 """
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+from mmcnx2.atomic_write import write_atomically
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,5 @@ def build_page(title: str, sections: Sequence[Section], footer: str = '') -> str
 
 def write_page(text: str, path: str | Path) -> Path:
     """Write the page in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        scratch.write_text(text, encoding='utf-8')
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    write_atomically(path, text)
+    return Path(path)

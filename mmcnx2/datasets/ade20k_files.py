@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmcnx2.atomic_write import write_atomically
+
 from .ade20k_classes import CLASS_OF_NAME, CLASS_OF_OBJECT, CLASSES, class_of, normalised
 from .annotation_checks import label_map_problems
-from .atomic_write import write_atomically
 from .download import Archive
 from .folder_checks import Findings, files_in, missing_sentence, named
 

@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.version import __version__
 
 from .demo_scenes import BACKGROUND, CLASSES, SCENE_VERSION, Scene, draw_scene
@@ -82,7 +82,7 @@ def write_demo(out: str | Path, num_unlabelled: int = 2000, num_train: int = 64,
                 labelled[split].append(instances)
     for split, instances_of_images in labelled.items():
         text = json.dumps(_coco_json(instances_of_images, size))
-        _write_atomically(out / 'coco' / 'annotations' / f'instances_{split}.json', text.encode())
+        write_atomically(out / 'coco' / 'annotations' / f'instances_{split}.json', text.encode())
     _write_meta(out, dict(
         kind=KIND, complete=True, settings=settings, classes=CLASSES, background=BACKGROUND,
         instances={split: [sum(one['category_id'] == index + 1 for instances in images for one in instances)
@@ -165,10 +165,10 @@ def _write_scene(job: tuple[str, str, int, int, int]) -> list[dict]:
     scene = draw_scene([seed, STREAMS[split], index], size)
     picture = _encoded(scene.image_HWC, 'JPEG', quality=JPEG_QUALITY)
     for path in _picture_paths(Path(out), split, index):
-        _write_atomically(path, picture)
+        write_atomically(path, picture)
     if split not in ADE_NAMES:
         return []
-    _write_atomically(_label_path(Path(out), split, index), _encoded(scene.label_HW, 'PNG'))
+    write_atomically(_label_path(Path(out), split, index), _encoded(scene.label_HW, 'PNG'))
     return instances_of(scene)
 
 
@@ -244,18 +244,4 @@ def _all_written(out: Path, settings: dict) -> bool:
 
 
 def _write_meta(out: Path, meta: dict) -> None:
-    _write_atomically(out / META_FILE, (json.dumps(meta, indent=2) + '\n').encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.')  # hidden: no format looks at it
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_atomically(out / META_FILE, (json.dumps(meta, indent=2) + '\n').encode())

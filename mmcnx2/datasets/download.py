@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 import requests
 
-from .atomic_write import open_atomically, write_atomically
+from mmcnx2.atomic_write import open_atomically, write_atomically
 
 CHUNK_BYTES = 1 << 20  # of files
 PIECE_BYTES = 1 << 16  # of what arrives; when a connection breaks, an unfinished piece is lost

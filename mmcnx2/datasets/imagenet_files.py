@@ -13,8 +13,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mmcnx2.atomic_write import write_atomically
+
 from .annotation_checks import evenly_spread
-from .atomic_write import write_atomically
 from .download import Archive, Progress, Tell, check_free, no_progress, verify
 from .folder_checks import Findings, files_in, folders_in, missing_sentence, named, unreadable_sentence
 

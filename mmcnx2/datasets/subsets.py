@@ -21,8 +21,9 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS
 
+from mmcnx2.atomic_write import write_atomically
+
 from .annotation_checks import read_coco
-from .atomic_write import write_atomically
 from .image_files import EXTENSIONS, find_images
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')  # where a type without a scope is looked for

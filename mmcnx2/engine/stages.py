@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmcnx2
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.engine.user_errors import is_user_error, one_line
 
 LOG_TAIL_LINES = 15
@@ -125,7 +126,7 @@ class StageRun:
             return None
 
     def write_marker(self, name: str, marker: Marker) -> None:
-        write_text(self.marker_path(name), json.dumps(vars(marker), indent=1) + '\n')
+        write_atomically(self.marker_path(name), json.dumps(vars(marker), indent=1) + '\n')
 
     def present_data(self) -> str | None:
         """Hash of the data; computed once, and again after a stage that makes them."""
@@ -262,14 +263,6 @@ def shown(command: Iterable[str]) -> str:
     here = f'{Path.cwd()}{os.sep}'
     words = [word.replace(here, '') for word in command]
     return shlex.join(['python', *words[1:]] if words[0] == sys.executable else words)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
-    scratch.write_text(text, encoding='utf-8')
-    os.replace(scratch, path)
 
 
 @functools.cache

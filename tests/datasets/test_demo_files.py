@@ -242,19 +242,6 @@ def test_folders_of_others_are_not_touched(tmp_path, force):
         write_demo(tmp_path / 'coco' / 'instances.json', **SETTINGS, force=force)
 
 
-def test_a_failed_write_leaves_no_half_file(tmp_path, monkeypatch):
-    target = tmp_path / 'x.bin'
-    demo_files._write_atomically(target, b'old')
-
-    def full(*_):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(os, 'replace', full)
-    with pytest.raises(OSError, match='No space'):
-        demo_files._write_atomically(target, b'new')
-    assert contents(tmp_path) == {'x.bin': b'old'}
-
-
 @pytest.mark.parametrize('wrong', [dict(num_train=-1), dict(size=20), dict(seed=-1), dict(num_workers=0),
                                    dict(num_unlabelled=0, num_train=0, num_val=0)])
 def test_settings_out_of_range_are_named(tmp_path, wrong):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import platform
 import sys
 import warnings
@@ -35,6 +34,7 @@ import mmcnx2
 from mmcnx2.analysis.comparison import markdown_table, plain_table
 from mmcnx2.analysis.model_cost import NUM_BOX_ROIS, NUM_MASK_ROIS, Cost, model_cost
 from mmcnx2.analysis.published_costs import PublishedCost, published_cost
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.engine.run_config import find_config
 from mmcnx2.engine.user_errors import explain_errors, one_line
 
@@ -183,13 +183,6 @@ def as_json(entries: Sequence[Entry]) -> str:
     return json.dumps(dict(convention=CONVENTION, versions=versions(), configs=rows), indent=1) + '\n'
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}')
-    scratch.write_text(text, encoding='utf-8')
-    os.replace(scratch, path)
-
-
 def paper_configs() -> list[str]:
     configs = mmcnx2.configs_dir()
     names = sorted(path.relative_to(configs).as_posix() for path in configs.glob('[a-z]*/**/*.py'))
@@ -207,10 +200,10 @@ def main(argv: list[str] | None = None) -> None:
     for text in [CONVENTION, *remarks(entries)]:
         print(f'\n{text}')
     if args.json:
-        write(args.json, as_json(entries))
+        write_atomically(args.json, as_json(entries))
     if args.markdown:
         command = ' '.join(['python', 'tools/benchmark/model_cost.py', *(sys.argv[1:] if argv is None else argv)])
-        write(args.markdown, markdown(entries, command))
+        write_atomically(args.markdown, markdown(entries, command))
 
 
 if __name__ == '__main__':

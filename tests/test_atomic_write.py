@@ -1,0 +1,48 @@
+"""Guards mmcnx2.atomic_write.py: a failed write leaves the old file, and nothing beside it."""
+
+import os
+
+import pytest
+
+from mmcnx2.atomic_write import open_atomically, write_atomically
+
+
+def test_folders_are_made_and_others_may_read(tmp_path):
+    path = tmp_path / 'a' / 'b.txt'
+    write_atomically(path, b'one')
+    write_atomically(path, b'two')
+    assert path.read_bytes() == b'two' and path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(path.parent) == ['b.txt']
+
+
+def test_a_failed_write_changes_nothing(tmp_path):
+    path = tmp_path / 'b.txt'
+    path.write_bytes(b'old')
+    with pytest.raises(KeyboardInterrupt), open_atomically(path) as file:
+        file.write(b'ne')
+        assert path.read_bytes() == b'old'
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['b.txt']
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ('fsync', 'replace'):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
+    write_atomically(tmp_path / 'a', 'text', durable=True)
+    assert calls == ['fsync', 'replace', 'fsync'] and (tmp_path / 'a').read_text() == 'text'
+    calls.clear()
+    write_atomically(tmp_path / 'a', 'text')
+    assert calls == ['replace']
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    write_atomically(tmp_path / 'a', 'old')
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(OSError, match='No space'):
+        write_atomically(tmp_path / 'a', 'new')
+    assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a').read_text() == 'old'
