@@ -4,8 +4,8 @@ Run:    python tools/train.py configs/demo/cascade-mask-rcnn_convnextv2-atto_dem
             --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_18.pth
 Needs:  data/demo (python tools/prepare_data.py demo); no GPU; without a checkpoint it starts from random weights
 Expect: not run yet at this length
-Source: the heads of Cascade Mask R-CNN, shrunken as those of the Mask R-CNN beside it: 64 channels, 64 RoIs a stage, one
-        box conv and two mask convolutions, BatchNorm, 128 px; the learning rate and the schedule are ours
+Source: the heads of Cascade Mask R-CNN, shrunken as those of the Mask R-CNN beside it: 64 channels, 64 RoIs a stage,
+        one box conv and two mask convolutions, BatchNorm, 128 px; the learning rate and the schedule are ours
 """
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_convnextv2_fpn.py', '../_base_/datasets/demo_coco.py',
