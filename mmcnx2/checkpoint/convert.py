@@ -7,6 +7,7 @@ wrong shape, or a tensor that a stage or block lacks stops the conversion with t
 Touch this file to change what "strict" means. Not for files (read.py, save.py) and not for names (key_rules.py).
 Guarded by tests/checkpoint/test_convert.py and tests/checkpoint/test_other_libraries.py.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,14 +17,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from mmcnx2.checkpoint import key_rules
 from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Layout, Rule
 
 NUM_NAMES_SHOWN = 10
-_PLACEHOLDERS = {'i': '(?P<i>[0-3])', 'k': '(?P<k>[1-3])', 'j': r'(?P<j>0|[1-9]\d*)', 'd': r'(?P<d>0|[1-9]\d*)',
-                 'p': '(?P<p>weight|bias)'}
+STEM_WEIGHT = 'backbone.downsample_layers.0.0.weight'
+INFLATIONS = ('mean', 'copy', 'zero')
+_PLACEHOLDERS = {
+    'i': '(?P<i>[0-3])',
+    'k': '(?P<k>[1-3])',
+    'j': r'(?P<j>0|[1-9]\d*)',
+    'd': r'(?P<d>0|[1-9]\d*)',
+    'p': '(?P<p>weight|bias)',
+}
 _ONLY_META = re.compile(r'(backbone\.)?(norm|head)\.(weight|bias)|(proj|pred|decoder\.\d+)\..*|mask_token|encoder\..*')
 _ONLY_MMCNX2 = re.compile(r'neck\..*|head\.(fc|pred)\..*')
 _REQUIRED_GROUPS = ('stem', 'downsample', 'block')
@@ -47,8 +56,16 @@ class Structure:
         return f'depths {list(self.depths)}, channels {list(self.channels)}, {self.in_channels} input channels'
 
 
-def convert_state_dict(state_dict: Mapping[str, Tensor], *, source: str, target: str, drop: Sequence[str] = (),
-                       expect_missing: Sequence[str] = ()) -> dict[str, Tensor]:
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    target: str,
+    drop: Sequence[str] = (),
+    expect_missing: Sequence[str] = (),
+    in_channels: int | None = None,
+    inflate: str | None = None,
+) -> dict[str, Tensor]:
     """The same weights under the names and shapes of another layout, bit for bit.
 
     `state_dict` holds a ConvNeXt backbone, alone or with its classifier, its output norms (norm0..norm3) or its FCMAE
@@ -58,7 +75,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], *, source: str, target:
 
     `drop`: patterns (* and ?) of source names to leave out; each must match something. FCMAE's decoder has no place
     in timm, huggingface and mmpretrain, so exporting it there needs them. `expect_missing`: patterns of target names
-    that may be absent.
+    that may be absent. `in_channels` and `inflate` together give the stem another number of input channels
+    (`inflate_stem` has the ways); every other tensor stays as it is.
 
     The classifier's norm comes after global average pooling. mmcnx2 and mmpretrain call it norm3 too, as the last of
     the dense output norms; a norm3 that stands alone, without norm0, norm1 and norm2, is taken for the classifier's.
@@ -73,9 +91,13 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], *, source: str, target:
             raise CheckpointError(f'unknown {role} layout {name!r}; allowed: {", ".join(LAYOUTS)}')
     canonical, prefix = to_canonical(state_dict, source)
     structure = measure_structure(canonical)
+    if in_channels is not None or inflate is not None:
+        canonical[STEM_WEIGHT] = _inflated(canonical, structure, in_channels, inflate)
+        structure = measure_structure(canonical)
     to_target = _Exporter(target, canonical, structure)
-    check_complete(canonical, structure, to_target.name_of, expect_missing,
-                   f'layout {source}, backbone under {prefix!r}')
+    check_complete(
+        canonical, structure, to_target.name_of, expect_missing, f'layout {source}, backbone under {prefix!r}'
+    )
     return to_target.convert(_Exporter(source, canonical, structure).name_of)
 
 
@@ -86,27 +108,32 @@ def without_dropped(state_dict: Mapping[str, Tensor], drop: Sequence[str]) -> di
         raise TypeError(f'drop takes a list of patterns, got the string {drop!r}')
     for pattern in drop:
         if not any(fnmatchcase(name, pattern) for name in state_dict):
-            raise CheckpointError(f'drop pattern {pattern!r} matches no name of the checkpoint '
-                                  f'({shown(state_dict, 3)})')
-    return {name: tensor for name, tensor in state_dict.items()
-            if not any(fnmatchcase(name, pattern) for pattern in drop)}
+            raise CheckpointError(
+                f'drop pattern {pattern!r} matches no name of the checkpoint ({shown(state_dict, 3)})'
+            )
+    return {
+        name: tensor for name, tensor in state_dict.items() if not any(fnmatchcase(name, pattern) for pattern in drop)
+    }
 
 
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     """The name of the layout whose markers the state dict carries. Raises CheckpointError when none or several fit."""
     state_dict = _backbone_of_a_model(without_wrapper(state_dict))
     names = list(state_dict)
-    marked = [layout for layout, rules in LAYOUTS.items()
-              if rules.marker and any(rules.marker in name for name in names)]
+    marked = [
+        layout for layout, rules in LAYOUTS.items() if rules.marker and any(rules.marker in name for name in names)
+    ]
     stems = {rules.stem for layout, rules in LAYOUTS.items() if backbone_prefixes(state_dict, layout)}
     if len(marked) > 1 or len(stems) > 1:
-        raise CheckpointError(f'the checkpoint has names of several layouts ({shown(marked)}; stems {shown(stems)}): '
-                              'drop all but one')
+        raise CheckpointError(
+            f'the checkpoint has names of several layouts ({shown(marked)}; stems {shown(stems)}): drop all but one'
+        )
     if marked:
         return marked[0]
     if LAYOUTS['meta'].stem not in stems:
-        raise CheckpointError(f'the checkpoint holds no ConvNeXt of a known layout ({", ".join(LAYOUTS)}); its names: '
-                              f'{shown(names, 5)}')
+        raise CheckpointError(
+            f'the checkpoint holds no ConvNeXt of a known layout ({", ".join(LAYOUTS)}); its names: {shown(names, 5)}'
+        )
     # Meta's dense names are ours; what stands around the blocks and the axes of GRN tell them apart.
     votes = Counter()
     for name, tensor in state_dict.items():
@@ -132,7 +159,7 @@ def to_canonical(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[st
     rules = [(prefix, rule) for rule in _read_order(layout, state_dict, prefix)]
     rules += [('', rule) for rule in layout.around]
     for name, tensor in state_dict.items():
-        rule, values = _first_match(rules, name)
+        rule, values = first_match(rules, name)
         if rule is None:
             left_over.append(name)
             continue
@@ -165,14 +192,19 @@ def find_backbone_prefix(state_dict: Mapping[str, Tensor], source: str) -> str:
     layout = LAYOUTS[source]
     found = backbone_prefixes(state_dict, source)
     if not found:
-        raise CheckpointError(f'not a {source} checkpoint: there is no stem ({layout.stem}) among its '
-                              f'{len(state_dict)} names ({shown(state_dict, 3)})')
+        raise CheckpointError(
+            f'not a {source} checkpoint: there is no stem ({layout.stem}) among its '
+            f'{len(state_dict)} names ({shown(state_dict, 3)})'
+        )
     if len(found) > 1:
-        raise CheckpointError(f'the checkpoint holds {len(found)} backbones, under {", ".join(map(repr, found))}; '
-                              'drop all but one')
+        raise CheckpointError(
+            f'the checkpoint holds {len(found)} backbones, under {", ".join(map(repr, found))}; drop all but one'
+        )
     if found[0] not in layout.prefixes:
-        raise CheckpointError(f'the backbone stands under {found[0]!r}; layout {source} knows '
-                              f'{", ".join(map(repr, layout.prefixes))}: take the prefix off first')
+        raise CheckpointError(
+            f'the backbone stands under {found[0]!r}; layout {source} knows '
+            f'{", ".join(map(repr, layout.prefixes))}: take the prefix off first'
+        )
     return found[0]
 
 
@@ -206,12 +238,22 @@ def measure_structure(canonical: Mapping[str, Tensor]) -> Structure:
         raise CheckpointError(f'the checkpoint lacks {", ".join(stages)} of the backbone; it has depths {depths}')
     size = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
     has_decoder = any(name.startswith(('neck.', 'head.pred.')) for name in canonical)
-    return Structure(tuple(depths), tuple(size[f'C{i}'] for i in range(4)), size['I'],
-                     decoder_depth if has_decoder else None, size.get('D') if has_decoder else None)
+    return Structure(
+        tuple(depths),
+        tuple(size[f'C{i}'] for i in range(4)),
+        size['I'],
+        decoder_depth if has_decoder else None,
+        size.get('D') if has_decoder else None,
+    )
 
 
-def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_of: Callable[[str], str],
-                   expect_missing: Sequence[str], where: str) -> None:
+def check_complete(
+    canonical: Mapping[str, Tensor],
+    structure: Structure,
+    name_of: Callable[[str], str],
+    expect_missing: Sequence[str],
+    where: str,
+) -> None:
     """Raise CheckpointError unless every stage and block has all of its tensors, each of the shape the structure asks
     for.
 
@@ -226,8 +268,11 @@ def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_o
             groups.add('decoder_block grn')
     if 'block layer_scale' not in groups:
         groups.add('block grn')
-    sizes = {'I': structure.in_channels, 'D': structure.decoder_channels,
-             **{f'C{i}': width for i, width in enumerate(structure.channels)}}
+    sizes = {
+        'I': structure.in_channels,
+        'D': structure.decoder_channels,
+        **{f'C{i}': width for i, width in enumerate(structure.channels)},
+    }
 
     missing, wrong = [], []
     for name, letters, values in _expected(structure, groups):
@@ -235,16 +280,24 @@ def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_o
             missing.append(name_of(name))
             continue
         shape = tuple(canonical[name].shape)
-        expected = tuple(int(symbol) if symbol.isdigit() else factor * sizes.get(symbol, 0)
-                         for symbol, factor in (_symbol(letter, values) for letter in letters))
+        expected = tuple(
+            int(symbol) if symbol.isdigit() else factor * sizes.get(symbol, 0)
+            for symbol, factor in (_symbol(letter, values) for letter in letters)
+        )
         free = {index for index, size in enumerate(expected) if size == 0}  # N and P: any size
         if len(shape) != len(expected) or any(shape[n] != expected[n] for n in range(len(shape)) if n not in free):
             wanted = tuple('any' if n in free else size for n, size in enumerate(expected))
             wrong.append(f'{name} {shape} instead of ({", ".join(map(str, wanted))})')
-    heads = [(name, canonical[f'{name}.weight'], canonical[f'{name}.bias']) for name in ('head.fc', 'head.pred')
-             if f'{name}.weight' in canonical and f'{name}.bias' in canonical]
-    wrong += [f'{name}.bias {tuple(bias.shape)} beside a weight {tuple(weight.shape)}' for name, weight, bias in heads
-              if weight.shape[:1] != bias.shape]
+    heads = [
+        (name, canonical[f'{name}.weight'], canonical[f'{name}.bias'])
+        for name in ('head.fc', 'head.pred')
+        if f'{name}.weight' in canonical and f'{name}.bias' in canonical
+    ]
+    wrong += [
+        f'{name}.bias {tuple(bias.shape)} beside a weight {tuple(weight.shape)}'
+        for name, weight, bias in heads
+        if weight.shape[:1] != bias.shape
+    ]
     unused = [pattern for pattern in expect_missing if not any(fnmatchcase(name, pattern) for name in missing)]
     missing = [name for name in missing if not any(fnmatchcase(name, pattern) for pattern in expect_missing)]
     problems = []
@@ -256,6 +309,53 @@ def check_complete(canonical: Mapping[str, Tensor], structure: Structure, name_o
         problems.append(f'nothing that matches is missing for expect_missing {unused}')
     if problems:
         raise CheckpointError(f'incomplete or inconsistent checkpoint ({where}; {structure}): ' + '; '.join(problems))
+
+
+def inflate_stem(weight_OIYX: Tensor, in_channels: int, how: str) -> Tensor:
+    """The stem's filters for another number of input channels.
+
+    'mean' gives every channel the mean filter, 'copy' repeats the filters in order (both times old / new channels, so
+    that the sum over channels keeps its size), 'zero' adds filters of zeros behind the old ones. Only 'mean' can make
+    fewer channels.
+    """
+    if how not in INFLATIONS:
+        raise CheckpointError(f'inflate={how!r} is not known; choose one of {", ".join(INFLATIONS)}')
+    old = weight_OIYX.shape[1]
+    if in_channels < old and how != 'mean':
+        raise CheckpointError(f"inflate={how!r} cannot make {in_channels} input channels of {old}; only 'mean' can")
+    if how == 'mean':
+        return weight_OIYX.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) * (old / in_channels)
+    if how == 'copy':
+        return weight_OIYX[:, torch.arange(in_channels) % old] * (old / in_channels)
+    inflated = weight_OIYX.new_zeros(weight_OIYX.shape[0], in_channels, *weight_OIYX.shape[2:])
+    inflated[:, :old] = weight_OIYX
+    return inflated
+
+
+def _inflated(
+    canonical: Mapping[str, Tensor], structure: Structure, in_channels: int | None, inflate: str | None
+) -> Tensor:
+    """The new weight of the stem, once it is certain that the change makes sense."""
+    if in_channels is None or inflate is None:
+        raise CheckpointError(
+            f'in_channels={in_channels} and inflate={inflate}: give both, the number of input channels and how the '
+            f'filters for them are made ({", ".join(INFLATIONS)})'
+        )
+    if in_channels < 1:
+        raise CheckpointError(f'in_channels={in_channels}: a stem needs at least 1 input channel')
+    if in_channels == structure.in_channels:
+        raise CheckpointError(
+            f'the checkpoint has {in_channels} input channels already; leave in_channels and inflate out'
+        )
+    if structure.decoder_depth is not None:
+        raise CheckpointError(
+            f'the FCMAE decoder predicts the pixels of {structure.in_channels} channels, so it cannot go along to '
+            f'in_channels={in_channels}; drop it and keep the backbone (from mmcnx2: drop neck.* and head.*; from '
+            'meta or meta-sparse: drop proj.*, decoder.*, pred.* and mask_token)'
+        )
+    if STEM_WEIGHT not in canonical:
+        raise CheckpointError(f'there is no {STEM_WEIGHT} whose input channels could be changed')
+    return inflate_stem(canonical[STEM_WEIGHT], in_channels, inflate)
 
 
 class _Exporter:
@@ -308,7 +408,8 @@ class _Exporter:
             patterns = dict.fromkeys(f'{name.split(".")[0]}.*' if '.' in name else name for name in homeless)
             raise CheckpointError(
                 f'layout {self.target} has no place for {len(homeless)} tensors: {shown(homeless)}; leave them out '
-                f'with drop patterns such as {" ".join(map(repr, patterns))}')
+                f'with drop patterns such as {" ".join(map(repr, patterns))}'
+            )
         if twice:
             raise CheckpointError(f'two tensors would get one name in layout {self.target}: {shown(twice)}')
         return converted
@@ -359,7 +460,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(''.join(_PLACEHOLDERS[piece] if n % 2 else re.escape(piece) for n, piece in enumerate(pieces)))
 
 
-def _first_match(rules: list[tuple[str, Rule]], name: str) -> tuple[Rule | None, dict[str, str]]:
+def first_match(rules: list[tuple[str, Rule]], name: str) -> tuple[Rule | None, dict[str, str]]:
+    """(the first rule that knows a name standing under its prefix, its placeholders' values); (None, {}) without."""
     for prefix, rule in rules:
         if name.startswith(prefix):
             match = _regex(rule.name).fullmatch(name, len(prefix))

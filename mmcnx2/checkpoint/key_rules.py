@@ -11,6 +11,7 @@ in turn, and by tests/checkpoint/test_other_libraries.py, which compares the out
 
 Patterns: {i} a stage, {k} a stage after the first, {j} a block, {d} a decoder block, {p} 'weight' or 'bias'.
 """
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,7 @@
 The state dicts come from the libraries' own models, the official code's stored run, and our models; none is made by
 the rules under test. `meta` in dense form is written by hand-made loops (`dense_by_hand`).
 """
+
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,18 @@ from mmcnx2.models.fcmae import FCMAE
 DATA = Path(__file__).parents[1] / 'data'
 DEPTHS, CHANNELS, NUM_CLASSES = [1, 1, 2, 1], [8, 16, 24, 32], 10
 ARCH = {'depths': DEPTHS, 'channels': CHANNELS}
-LAYOUT_KINDS = [(layout, kind) for layout, kinds in {
-    'meta': ['stored', 'fcmae', 'v1', 'dense'], 'meta-sparse': ['fcmae'], 'timm': ['classifier', 'v1'],
-    'huggingface': ['classifier', 'v1', 'dense'], 'mmpretrain': ['classifier', 'v1', 'dense'],
-    'mmcnx2': ['stored', 'fcmae', 'v1', 'dense']}.items() for kind in kinds]
+LAYOUT_KINDS = [
+    (layout, kind)
+    for layout, kinds in {
+        'meta': ['stored', 'fcmae', 'v1', 'dense'],
+        'meta-sparse': ['fcmae'],
+        'timm': ['classifier', 'v1'],
+        'huggingface': ['classifier', 'v1', 'dense'],
+        'mmpretrain': ['classifier', 'v1', 'dense'],
+        'mmcnx2': ['stored', 'fcmae', 'v1', 'dense'],
+    }.items()
+    for kind in kinds
+]
 TOLERANCE = 1e-6  # the stored run is float64 rounded to float32
 
 
@@ -41,8 +50,9 @@ def images():
 def oracle(name):
     with safe_open(DATA / f'{name}.safetensors', 'pt') as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    state_dict = {key.removeprefix('state_dict/'): value for key, value in tensors.items()
-                  if key.startswith('state_dict/')}
+    state_dict = {
+        key.removeprefix('state_dict/'): value for key, value in tensors.items() if key.startswith('state_dict/')
+    }
     return {key: value for key, value in tensors.items() if '/' not in key}, state_dict
 
 
@@ -80,8 +90,14 @@ def ours_by_hand(meta):
             tensor = tensor.flatten()
         elif name in ('proj.weight', 'pred.weight'):
             tensor = tensor[:, :, 0, 0]
-        for old, new in (('head.', 'head.fc.'), ('decoder.', 'neck.blocks.'), ('proj.', 'neck.proj.'),
-                         ('mask_token', 'neck.mask_token'), ('pred.', 'head.pred.'), ('norm.', 'backbone.norm3.')):
+        for old, new in (
+            ('head.', 'head.fc.'),
+            ('decoder.', 'neck.blocks.'),
+            ('proj.', 'neck.proj.'),
+            ('mask_token', 'neck.mask_token'),
+            ('pred.', 'head.pred.'),
+            ('norm.', 'backbone.norm3.'),
+        ):
             if name.startswith(old):
                 name = new + name.removeprefix(old)
                 break
@@ -99,13 +115,18 @@ def run_ours(kind, state_dict):
     """The outputs of our model, from a state dict in layout mmcnx2."""
     if kind == 'fcmae':
         stored, _ = oracle('fcmae_micro_batch1')
-        model = FCMAE(backbone={'type': 'mmcnx2.ConvNeXtV2', 'arch': ARCH}, grn_over='batch',
-                      neck={'type': 'mmcnx2.FCMAEDecoder', 'decoder_channels': 32},
-                      head={'type': 'mmcnx2.PixelReconstructionHead'}).double()
+        model = FCMAE(
+            backbone={'type': 'mmcnx2.ConvNeXtV2', 'arch': ARCH},
+            grn_over='batch',
+            neck={'type': 'mmcnx2.FCMAEDecoder', 'decoder_channels': 32},
+            head={'type': 'mmcnx2.PixelReconstructionHead'},
+        ).double()
         model.load_state_dict(state_dict)
         image, visible = stored['image'].double(), stored['mask'].view(1, 4, 4) == 0
-        return {'features': model.encode(image, visible),
-                'prediction': model.reconstruct(image, visible).transpose(1, 2).unflatten(2, (4, 4))}
+        return {
+            'features': model.encode(image, visible),
+            'prediction': model.reconstruct(image, visible).transpose(1, 2).unflatten(2, (4, 4)),
+        }
     flags = {'out_indices': (0, 1, 2, 3)} if kind == 'dense' else {'gap_before_final_norm': True}
     if kind == 'v1':
         flags |= {'use_grn': False, 'layer_scale_init_value': 1e-6}
@@ -136,18 +157,23 @@ def cases():
     v1_state = {name.replace('norm3', 'norm'): tensor for name, tensor in v1.state_dict().items()}
     meta['v1'] = ({**v1_state, 'head.weight': head.weight, 'head.bias': head.bias}, {'logits': head(v1(images())[0])})
     dense = randomised(ConvNeXtV2(ARCH, out_indices=(0, 1, 2, 3)), 3)
-    meta['dense'] = ({name: tensor[None, None, None] if '.grn.' in name else tensor
-                      for name, tensor in dense.state_dict().items()}, dict(enumerate(dense(images()))))
+    meta['dense'] = (
+        {name: tensor[None, None, None] if '.grn.' in name else tensor for name, tensor in dense.state_dict().items()},
+        dict(enumerate(dense(images()))),
+    )
     return {
         'meta': meta,
         'mmcnx2': {kind: (ours_by_hand(state_dict), outputs) for kind, (state_dict, outputs) in meta.items()},
         'meta-sparse': {'fcmae': (sparse_state, fcmae)},
-        'timm': _timm_cases(), 'huggingface': _huggingface_cases(), 'mmpretrain': _mmpretrain_cases(),
+        'timm': _timm_cases(),
+        'huggingface': _huggingface_cases(),
+        'mmpretrain': _mmpretrain_cases(),
     }
 
 
 def _timm_cases():
     from timm.models.convnext import ConvNeXt
+
     found = {}
     for kind, flags in (('classifier', {'use_grn': True, 'ls_init_value': None}), ('v1', {})):
         model = randomised(ConvNeXt(depths=DEPTHS, dims=CHANNELS, num_classes=NUM_CLASSES, **flags), 10)
@@ -157,43 +183,61 @@ def _timm_cases():
 
 def _huggingface_cases():
     import transformers
+
     settings = {'hidden_sizes': CHANNELS, 'depths': DEPTHS, 'num_labels': NUM_CLASSES, 'layer_norm_eps': 1e-6}
     v2 = randomised(transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**settings)), 20)
     v1 = randomised(transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**settings)), 21)
-    dense = randomised(transformers.ConvNextV2Backbone(transformers.ConvNextV2Config(
-        **settings, out_features=['stage1', 'stage2', 'stage3', 'stage4'])), 22)
-    return {'classifier': (v2.state_dict(), {'logits': v2(images()).logits}),
-            'v1': (v1.state_dict(), {'logits': v1(images()).logits}),
-            'dense': (dense.state_dict(), dict(enumerate(dense(images()).feature_maps)))}
+    dense = randomised(
+        transformers.ConvNextV2Backbone(
+            transformers.ConvNextV2Config(**settings, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+        ),
+        22,
+    )
+    return {
+        'classifier': (v2.state_dict(), {'logits': v2(images()).logits}),
+        'v1': (v1.state_dict(), {'logits': v1(images()).logits}),
+        'dense': (dense.state_dict(), dict(enumerate(dense(images()).feature_maps))),
+    }
 
 
 def _mmpretrain_cases():
     from mmpretrain.models import ConvNeXt
+
     head = randomised(nn.Linear(CHANNELS[-1], NUM_CLASSES), 30)
     around = {'head.fc.weight': head.weight, 'head.fc.bias': head.bias}
     found = {}
-    for kind, flags in (('classifier', {'use_grn': True, 'layer_scale_init_value': 0.}), ('v1', {})):
+    for kind, flags in (('classifier', {'use_grn': True, 'layer_scale_init_value': 0.0}), ('v1', {})):
         model = randomised(ConvNeXt(ARCH, **flags), 31)
         state_dict = {f'backbone.{name}': tensor for name, tensor in model.state_dict().items()}
         found[kind] = ({**state_dict, **around}, {'logits': head(model(images())[0])})
-    dense = randomised(ConvNeXt(ARCH, use_grn=True, layer_scale_init_value=0., out_indices=(0, 1, 2, 3),
-                                gap_before_final_norm=False), 32)
-    found['dense'] = ({f'backbone.{name}': tensor for name, tensor in dense.state_dict().items()},
-                      dict(enumerate(dense(images()))))
+    dense = randomised(
+        ConvNeXt(ARCH, use_grn=True, layer_scale_init_value=0.0, out_indices=(0, 1, 2, 3), gap_before_final_norm=False),
+        32,
+    )
+    found['dense'] = (
+        {f'backbone.{name}': tensor for name, tensor in dense.state_dict().items()},
+        dict(enumerate(dense(images()))),
+    )
     return found
 
 
 # ----------------------------------------------------------------------------------------------- the check
 
 # Through which other layout a case is passed on its way, and the other where it comes from that one itself.
-DETOURS = {'stored': ('timm', 'huggingface'), 'classifier': ('timm', 'huggingface'), 'v1': ('timm', 'huggingface'),
-           'dense': ('huggingface', 'mmpretrain'), 'fcmae': ('meta', 'meta-sparse')}
+DETOURS = {
+    'stored': ('timm', 'huggingface'),
+    'classifier': ('timm', 'huggingface'),
+    'v1': ('timm', 'huggingface'),
+    'dense': ('huggingface', 'mmpretrain'),
+    'fcmae': ('meta', 'meta-sparse'),
+}
 
 
 def same_tensors(left, right):
     """Same names, same shapes, same bits."""
     return left.keys() == right.keys() and all(
-        left[name].shape == right[name].shape and torch.equal(left[name], right[name]) for name in left)
+        left[name].shape == right[name].shape and torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def check_case(layout, kind):

@@ -1,5 +1,6 @@
 """Conversion is exact for every pair of layouts and every size, and strict: what does not fit stops it with the
 list."""
+
 import gzip
 import itertools
 import json
@@ -52,6 +53,7 @@ def test_the_architecture_is_read_off_the_shapes(size):
 @pytest.mark.parametrize('size', ['atto', 'nano', 'tiny'])
 def test_names_and_shapes_are_those_of_timm(size):
     import timm
+
     with torch.device('meta'):
         model = timm.create_model(f'convnextv2_{size}', num_classes=1000)
     assert shapes(convert_state_dict(official(size), source='meta', target='timm')) == shapes(model.state_dict())
@@ -104,10 +106,14 @@ def test_the_released_form_with_dense_names_and_flat_grn_is_read():
 
 
 def test_1x1_convolutions_are_read_as_linears():
-    state_dict = {name: tensor[:, :, None, None] if '.mlp.fc' in name and name.endswith('weight') else tensor
-                  for name, tensor in cases()['timm']['classifier'][0].items()}
-    assert same_tensors(convert_state_dict(state_dict, source='timm', target='mmcnx2'),
-                        convert_state_dict(cases()['timm']['classifier'][0], source='timm', target='mmcnx2'))
+    state_dict = {
+        name: tensor[:, :, None, None] if '.mlp.fc' in name and name.endswith('weight') else tensor
+        for name, tensor in cases()['timm']['classifier'][0].items()
+    }
+    assert same_tensors(
+        convert_state_dict(state_dict, source='timm', target='mmcnx2'),
+        convert_state_dict(cases()['timm']['classifier'][0], source='timm', target='mmcnx2'),
+    )
 
 
 def test_a_lone_norm3_is_the_classifiers_norm_and_four_norms_are_those_of_dense_tasks():
@@ -147,15 +153,22 @@ def test_every_single_wrong_shape_is_reported_by_name(name):
     refuse(state_dict, 'wrong shape|another name|beside a weight')
 
 
-@pytest.mark.parametrize(('name', 'tensor', 'match'), [
-    ('stages.0.0.extra.weight', torch.zeros(3), r'1 names that the layout does not have: stages\.0\.0\.extra\.weight'),
-    ('stages.4.0.norm.weight', torch.zeros(3), 'does not have: stages.4'),
-    ('stages.0.7.norm.weight', torch.zeros(8), 'tensors are missing: backbone.stages.0.1.dwconv.weight'),
-    ('norm3.weight', torch.zeros(32), 'missing: backbone.norm3.bias'),
-    ('stages.0.0.norm.weight', torch.zeros(8, dtype=torch.int64), 'has dtype torch.int64'),
-    ('stages.0.0.norm.weight', torch.zeros(2, 4), 'is not a vector'),
-    ('stages.0.0.pwconv1.weight', torch.zeros(32, 8, 3, 3), 'neither a matrix nor a 1x1 convolution'),
-])
+@pytest.mark.parametrize(
+    ('name', 'tensor', 'match'),
+    [
+        (
+            'stages.0.0.extra.weight',
+            torch.zeros(3),
+            r'1 names that the layout does not have: stages\.0\.0\.extra\.weight',
+        ),
+        ('stages.4.0.norm.weight', torch.zeros(3), 'does not have: stages.4'),
+        ('stages.0.7.norm.weight', torch.zeros(8), 'tensors are missing: backbone.stages.0.1.dwconv.weight'),
+        ('norm3.weight', torch.zeros(32), 'missing: backbone.norm3.bias'),
+        ('stages.0.0.norm.weight', torch.zeros(8, dtype=torch.int64), 'has dtype torch.int64'),
+        ('stages.0.0.norm.weight', torch.zeros(2, 4), 'is not a vector'),
+        ('stages.0.0.pwconv1.weight', torch.zeros(32, 8, 3, 3), 'neither a matrix nor a 1x1 convolution'),
+    ],
+)
 def test_a_stray_or_misshapen_tensor_is_reported(name, tensor, match):
     refuse({**stored_classifier(), name: tensor}, match)
 
@@ -180,23 +193,33 @@ def test_a_decoder_that_lost_its_grn_is_refused():
 
 def test_decoder_blocks_without_the_rest_of_the_decoder_are_refused():
     rest = ('proj.', 'pred.', 'mask_token')
-    refuse({name: tensor for name, tensor in sparse_fcmae().items() if not name.startswith(rest)},
-           r'5 tensors are missing: neck\.proj\.weight', source='meta-sparse')
+    refuse(
+        {name: tensor for name, tensor in sparse_fcmae().items() if not name.startswith(rest)},
+        r'5 tensors are missing: neck\.proj\.weight',
+        source='meta-sparse',
+    )
 
 
 def test_two_names_that_the_rules_give_to_one_tensor_are_refused(monkeypatch):
     layout = LAYOUTS['meta']
     twin = Rule('head_norm.{p}', 'backbone.final_norm.{p}', 'vector')
     monkeypatch.setitem(LAYOUTS, 'meta', layout._replace(around=(*layout.around, twin)))
-    refuse({**stored_classifier(), 'head_norm.weight': torch.ones(32)},
-           '1 names for a tensor that another name has given already: head_norm.weight')
+    refuse(
+        {**stored_classifier(), 'head_norm.weight': torch.ones(32)},
+        '1 names for a tensor that another name has given already: head_norm.weight',
+    )
 
 
 def test_exporting_the_decoder_needs_drop_patterns():
-    refuse(sparse_fcmae(), r"timm has no place for 15 tensors: .*'decoder\.\*' 'mask_token' 'pred\.\*' 'proj\.\*'",
-           source='meta-sparse', target='timm')
-    kept = convert_state_dict(sparse_fcmae(), source='meta-sparse', target='timm',
-                              drop=['decoder.*', 'mask_token', 'pred.*', 'proj.*'])
+    refuse(
+        sparse_fcmae(),
+        r"timm has no place for 15 tensors: .*'decoder\.\*' 'mask_token' 'pred\.\*' 'proj\.\*'",
+        source='meta-sparse',
+        target='timm',
+    )
+    kept = convert_state_dict(
+        sparse_fcmae(), source='meta-sparse', target='timm', drop=['decoder.*', 'mask_token', 'pred.*', 'proj.*']
+    )
     assert len(kept) == 66
 
 
@@ -204,12 +227,15 @@ def test_a_classifier_has_no_place_in_the_sparse_layout():
     refuse(stored_classifier(), 'meta-sparse has no place for 4 tensors', target='meta-sparse')
 
 
-@pytest.mark.parametrize(('options', 'match'), [
-    ({'drop': ['stagess.*']}, 'matches no name'),
-    ({'expect_missing': ['*.grn.*']}, 'nothing that matches is missing'),
-    ({'source': 'keras'}, 'unknown source layout .*allowed: mmcnx2, meta'),
-    ({'target': 'keras'}, 'unknown target layout'),
-])
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'drop': ['stagess.*']}, 'matches no name'),
+        ({'expect_missing': ['*.grn.*']}, 'nothing that matches is missing'),
+        ({'source': 'keras'}, 'unknown source layout .*allowed: mmcnx2, meta'),
+        ({'target': 'keras'}, 'unknown target layout'),
+    ],
+)
 def test_settings_that_cannot_act_are_refused(options, match):
     refuse(stored_classifier(), match, **options)
 
@@ -231,8 +257,10 @@ def test_the_wrong_layout_is_refused(source):
 
 def test_nothing_is_guessed_when_it_is_ambiguous():
     stored = stored_classifier()
-    two = {**{f'backbone.{name}': tensor for name, tensor in stored.items()},
-           **{f'encoder.{name}': tensor for name, tensor in stored.items()}}
+    two = {
+        **{f'backbone.{name}': tensor for name, tensor in stored.items()},
+        **{f'encoder.{name}': tensor for name, tensor in stored.items()},
+    }
     refuse(two, "2 backbones, under 'backbone.', 'encoder.'")
     refuse({f'student.{name}': tensor for name, tensor in stored.items()}, "stands under 'student.'")
     with pytest.raises(CheckpointError, match='both layouts mmcnx2 and meta'):

@@ -1,4 +1,5 @@
 """The tables are right, and every row of them is guarded: each is broken in turn, and something must notice."""
+
 import itertools
 
 import pytest
@@ -9,14 +10,23 @@ from mmcnx2.checkpoint import convert_state_dict, key_rules
 from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Kind
 from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2
 
-WRONG_KIND = {'as_is': 'vector', 'vector': 'row', 'row': 'grn_4d', 'grn_4d': 'vector', 'token_4d': 'vector',
-              'matrix': 'conv1x1', 'conv1x1': 'matrix', 'timm_mlp': 'conv1x1', 'sparse_conv': 'as_is',
-              'sparse_depthwise': 'as_is'}
+WRONG_KIND = {
+    'as_is': 'vector',
+    'vector': 'row',
+    'row': 'grn_4d',
+    'grn_4d': 'vector',
+    'token_4d': 'vector',
+    'matrix': 'conv1x1',
+    'conv1x1': 'matrix',
+    'timm_mlp': 'conv1x1',
+    'sparse_conv': 'as_is',
+    'sparse_depthwise': 'as_is',
+}
 
 
 def test_a_sparse_depthwise_kernel_is_numbered_column_by_column():
     """Worked by hand: 3x3 taps 0..8 of one channel; the row varies fastest."""
-    kernel_TC = torch.arange(9.)[:, None]
+    kernel_TC = torch.arange(9.0)[:, None]
     weight = KINDS['sparse_depthwise'].to_canonical(kernel_TC)
     assert weight.tolist() == [[[[0, 3, 6], [1, 4, 7], [2, 5, 8]]]]
     assert KINDS['sparse_depthwise'].from_canonical(weight).equal(kernel_TC)
@@ -24,7 +34,7 @@ def test_a_sparse_depthwise_kernel_is_numbered_column_by_column():
 
 def test_a_sparse_convolution_is_numbered_column_by_column():
     """Worked by hand: 2x2 taps, 1 input channel, 2 output channels."""
-    kernel_TIO = torch.tensor([[[0., 10.]], [[1., 11.]], [[2., 12.]], [[3., 13.]]])
+    kernel_TIO = torch.tensor([[[0.0, 10.0]], [[1.0, 11.0]], [[2.0, 12.0]], [[3.0, 13.0]]])
     weight = KINDS['sparse_conv'].to_canonical(kernel_TIO)
     assert weight.tolist() == [[[[0, 2], [1, 3]]], [[[10, 12], [11, 13]]]]
     assert KINDS['sparse_conv'].from_canonical(weight).equal(kernel_TIO)
@@ -39,8 +49,13 @@ def test_input_and_output_channels_of_a_sparse_convolution_are_not_confused():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_kind_is_undone_by_its_inverse(kind):
-    shape = {'sparse_conv': (5, 3, 2, 2), 'sparse_depthwise': (6, 1, 7, 7), 'matrix': (4, 3), 'conv1x1': (4, 3),
-             'timm_mlp': (4, 3)}.get(kind, (5,))
+    shape = {
+        'sparse_conv': (5, 3, 2, 2),
+        'sparse_depthwise': (6, 1, 7, 7),
+        'matrix': (4, 3),
+        'conv1x1': (4, 3),
+        'timm_mlp': (4, 3),
+    }.get(kind, (5,))
     canonical = torch.randn(shape)
     there = KINDS[kind].from_canonical(canonical)
     assert KINDS[kind].to_canonical(there).equal(canonical)
@@ -77,7 +92,7 @@ def everything_holds():
 def with_rule(layout, index, rule):
     """The layout with one rule replaced, or dropped where `rule` is None."""
     rules = list(layout.backbone + layout.around)
-    rules[index:index + 1] = [rule] if rule else []
+    rules[index : index + 1] = [rule] if rule else []
     num_backbone = len(layout.backbone) - (rule is None and index < len(layout.backbone))
     return layout._replace(backbone=tuple(rules[:num_backbone]), around=tuple(rules[num_backbone:]))
 
@@ -106,7 +121,8 @@ def swap_mutations():
         for first, second in itertools.combinations(range(len(rules)), 2):
             canonical = [rules[index].canonical.replace('{p}', 'weight') for index in (first, second)]
             same_places = {p for p in 'ikjdp' if f'{{{p}}}' in rules[first].canonical} == {
-                p for p in 'ikjdp' if f'{{{p}}}' in rules[second].canonical}
+                p for p in 'ikjdp' if f'{{{p}}}' in rules[second].canonical
+            }
             if same_places and shapes[canonical[0]] == shapes[canonical[1]]:
                 what = f'{name}: {rules[first].name} <-> {rules[second].name}'
                 yield what, name, with_swapped_targets(layout, first, second)
@@ -153,16 +169,20 @@ def _untransposed_depthwise(kernel_TC):
     return kernel_TC.T.unflatten(1, (7, 7))[:, None].contiguous()
 
 
-@pytest.mark.parametrize(('kind', 'broken'), [
-    ('sparse_conv', Kind(_untransposed_conv, lambda weight: weight.flatten(2).permute(2, 1, 0).contiguous())),
-    ('sparse_depthwise', Kind(_untransposed_depthwise, lambda weight: weight.flatten(1).T.contiguous())),
-])
+@pytest.mark.parametrize(
+    ('kind', 'broken'),
+    [
+        ('sparse_conv', Kind(_untransposed_conv, lambda weight: weight.flatten(2).permute(2, 1, 0).contiguous())),
+        ('sparse_depthwise', Kind(_untransposed_depthwise, lambda weight: weight.flatten(1).T.contiguous())),
+    ],
+)
 def test_a_forgotten_transposition_is_noticed(monkeypatch, kind, broken):
     """Its round trip is exact and every shape fits: only the official outputs tell."""
     _, state_dict = oracle('fcmae_micro_batch1')
     monkeypatch.setitem(key_rules.KINDS, kind, broken)
-    back = convert_state_dict(convert_state_dict(state_dict, source='meta-sparse', target='mmcnx2'), source='mmcnx2',
-                              target='meta-sparse')
+    back = convert_state_dict(
+        convert_state_dict(state_dict, source='meta-sparse', target='mmcnx2'), source='mmcnx2', target='meta-sparse'
+    )
     assert all(torch.equal(back[name], state_dict[name]) for name in state_dict)
     with pytest.raises(AssertionError, match='is off by'):
         check_layout('meta-sparse')
@@ -175,8 +195,8 @@ def test_every_canonical_shape_is_guarded(monkeypatch, index):
     for axis, letter in enumerate(letters):
         if letter in free:
             continue
-        wrong = ' '.join([*letters[:axis], '999', *letters[axis + 1:]])
-        tensors = (*TENSORS[:index], TENSORS[index]._replace(shape=wrong), *TENSORS[index + 1:])
+        wrong = ' '.join([*letters[:axis], '999', *letters[axis + 1 :]])
+        tensors = (*TENSORS[:index], TENSORS[index]._replace(shape=wrong), *TENSORS[index + 1 :])
         monkeypatch.setattr('mmcnx2.checkpoint.convert.TENSORS', tensors)
         _forget_patterns()
         with pytest.raises(ValueError, match=r'wrong shape|lacks'):
@@ -188,4 +208,5 @@ def test_every_canonical_shape_is_guarded(monkeypatch, index):
 
 def _forget_patterns():
     from mmcnx2.checkpoint import convert
+
     convert._canonical_pattern.cache_clear()

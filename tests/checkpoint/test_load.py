@@ -1,4 +1,5 @@
 """A backbone is loaded completely or not at all, and what does not fit is refused in one line."""
+
 import pytest
 import torch
 from checkpoint_cases import ARCH, cases, images, randomised, same_tensors
@@ -13,10 +14,19 @@ def file_with(tmp_path, state_dict, name='weights.pth', container='state_dict'):
     return tmp_path / name
 
 
-@pytest.mark.parametrize(('layout', 'kind', 'num_tensors'), [
-    ('meta', 'stored', 68), ('meta-sparse', 'fcmae', 66), ('meta', 'fcmae', 66), ('mmcnx2', 'fcmae', 66),
-    ('mmcnx2', 'stored', 68), ('timm', 'classifier', 68), ('huggingface', 'classifier', 68),
-    ('mmpretrain', 'classifier', 68)])
+@pytest.mark.parametrize(
+    ('layout', 'kind', 'num_tensors'),
+    [
+        ('meta', 'stored', 68),
+        ('meta-sparse', 'fcmae', 66),
+        ('meta', 'fcmae', 66),
+        ('mmcnx2', 'fcmae', 66),
+        ('mmcnx2', 'stored', 68),
+        ('timm', 'classifier', 68),
+        ('huggingface', 'classifier', 68),
+        ('mmpretrain', 'classifier', 68),
+    ],
+)
 def test_any_layout_loads_into_a_classifiers_backbone(tmp_path, layout, kind, num_tensors):
     state_dict, _ = cases()[layout][kind]
     backbone = ConvNeXtV2(ARCH, gap_before_final_norm=True)
@@ -64,8 +74,12 @@ def test_dense_norms_are_loaded_where_the_backbone_has_them(tmp_path):
 
 def test_a_backbone_is_taken_out_of_a_detector(tmp_path):
     state_dict = dict(cases()['mmcnx2']['dense'][0])
-    around = {'neck.lateral_convs.0.conv.weight': torch.ones(2), 'rpn_head.rpn_conv.weight': torch.ones(2),
-              'neck.reduce.depthwise_conv.conv.weight': torch.ones(2), 'decoder.0.weight': torch.ones(1)}
+    around = {
+        'neck.lateral_convs.0.conv.weight': torch.ones(2),
+        'rpn_head.rpn_conv.weight': torch.ones(2),
+        'neck.reduce.depthwise_conv.conv.weight': torch.ones(2),
+        'decoder.0.weight': torch.ones(1),
+    }
     backbone = ConvNeXtV2(ARCH, out_indices=(0, 1, 2, 3))
     report = load_pretrained_backbone(backbone, file_with(tmp_path, {**around, **state_dict}))
     assert report['layout'] == 'mmcnx2' and report['num_tensors'] == 74
@@ -73,8 +87,11 @@ def test_a_backbone_is_taken_out_of_a_detector(tmp_path):
 
 def test_one_of_several_backbones_is_chosen_by_its_prefix(tmp_path):
     dense = {name.removeprefix('backbone.'): tensor for name, tensor in cases()['mmcnx2']['dense'][0].items()}
-    both = {f'{who}.backbone.{name}': tensor + scale for who, scale in (('student', 0), ('teacher', 1))
-            for name, tensor in dense.items()}
+    both = {
+        f'{who}.backbone.{name}': tensor + scale
+        for who, scale in (('student', 0), ('teacher', 1))
+        for name, tensor in dense.items()
+    }
     path = file_with(tmp_path, both)
     backbone = ConvNeXtV2(ARCH, out_indices=(0, 1, 2, 3))
     with pytest.raises(CheckpointError, match=r"2 backbones, under 'student.backbone.', 'teacher"):
@@ -93,16 +110,27 @@ def test_init_cfg_loads_strictly_and_passes_its_options_on(tmp_path):
     assert backbone.norm3.weight.equal(cases()['meta']['stored'][0]['norm.weight'])
 
 
-@pytest.mark.parametrize(('model', 'options', 'match'), [
-    ({'arch': 'atto'}, {}, r"it is depths=\[1, 1, 2, 1\], .* the model is 'atto' \(depths=\[2, 2, 6, 2\]"),
-    ({'arch': {'depths': [1, 1, 1, 1], 'channels': [8, 16, 24, 32]}}, {}, r'the model is depths=\[1, 1, 1, 1\]'),
-    ({'in_channels': 5}, {}, r'with 3 input channels, the model has in_channels=5; choose inflate=mean\|copy\|zero'),
-    ({'use_grn': False, 'layer_scale_init_value': 1e-6}, {}, 'V1 has layer scale and no GRN'),
-    ({'layer_scale_init_value': 1e-6}, {}, r'only in the model: stages\.0\.0\.gamma, .*; only in the checkpoint: none'),
-    ({}, {'inflate': 'magic'}, "inflate='magic' is not known"),
-    ({}, {'source': 'keras'}, 'unknown source layout'),
-    ({}, {'source': 'timm'}, 'not a timm checkpoint: there is no stem'),
-])
+@pytest.mark.parametrize(
+    ('model', 'options', 'match'),
+    [
+        ({'arch': 'atto'}, {}, r"it is depths=\[1, 1, 2, 1\], .* the model is 'atto' \(depths=\[2, 2, 6, 2\]"),
+        ({'arch': {'depths': [1, 1, 1, 1], 'channels': [8, 16, 24, 32]}}, {}, r'the model is depths=\[1, 1, 1, 1\]'),
+        (
+            {'in_channels': 5},
+            {},
+            r'with 3 input channels, the model has in_channels=5; choose inflate=mean\|copy\|zero',
+        ),
+        ({'use_grn': False, 'layer_scale_init_value': 1e-6}, {}, 'V1 has layer scale and no GRN'),
+        (
+            {'layer_scale_init_value': 1e-6},
+            {},
+            r'only in the model: stages\.0\.0\.gamma, .*; only in the checkpoint: none',
+        ),
+        ({}, {'inflate': 'magic'}, "inflate='magic' is not known"),
+        ({}, {'source': 'keras'}, 'unknown source layout'),
+        ({}, {'source': 'timm'}, 'not a timm checkpoint: there is no stem'),
+    ],
+)
 def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_loaded(tmp_path, model, options, match):
     path = file_with(tmp_path, cases()['meta']['stored'][0])
     backbone = ConvNeXtV2(**{'arch': ARCH, **model})
@@ -125,12 +153,17 @@ def test_a_file_with_one_block_tensor_missing_loads_nothing(tmp_path):
 
 def test_one_line_says_what_was_loaded_and_zero_grn_is_warned_of(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr('mmcnx2.checkpoint.load.print_log',
-                        lambda message, logger, level=20: lines.append((level, message)))
+    monkeypatch.setattr(
+        'mmcnx2.checkpoint.load.print_log', lambda message, logger, level=20: lines.append((level, message))
+    )
     state_dict, _ = cases()['meta-sparse']['fcmae']
     path = file_with(tmp_path, state_dict)
     load_pretrained_backbone(ConvNeXtV2(ARCH, out_norm=False), path)
-    assert lines == [(20, f'66 tensors of layout meta-sparse from {path}')]
+    beside = 'not looked at: 15 keys beside the backbone'
+    assert lines == [(20, f'66 keys: the backbone, layout meta-sparse, from {path}; {beside}')]
+    load_pretrained_backbone(ConvNeXtV2(ARCH, in_channels=4), path, inflate='zero')
+    fresh, stem = 'start fresh: norm3.weight, norm3.bias', '3 -> 4 input channels (zero)'
+    assert lines[-1] == (20, f'66 keys: the backbone, layout meta-sparse, from {path}; {fresh}; {beside}; {stem}')
     file_with(tmp_path, {name: tensor * ('.grn.' not in name) for name, tensor in state_dict.items()})
     load_pretrained_backbone(ConvNeXtV2(ARCH, out_norm=False), path)
     assert lines[-1][0] == 30 and 'GRN does nothing' in lines[-1][1]
@@ -149,8 +182,18 @@ def test_other_input_channels_on_request(tmp_path, inflate):
     assert not torch.allclose(six(wide.flip(1) * 2)[0], three(image)[0], atol=1e-5)
 
 
+def test_what_is_left_out_stands_in_the_line(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmcnx2.checkpoint.load.print_log', lambda message, logger: lines.append(message))
+    path = file_with(tmp_path, cases()['timm']['classifier'][0])
+    load_pretrained_backbone(ConvNeXtV2(ARCH, out_norm=False), path)
+    left_out = "left out: the classifier's norm3.weight, the classifier's norm3.bias"
+    beside = 'not looked at: 2 keys beside the backbone'
+    assert lines == [f'66 keys: the backbone, layout timm, from {path}; {left_out}; {beside}']
+
+
 def test_inflation_by_hand():
-    weight = torch.tensor([1., 2., 6.]).view(1, 3, 1, 1)
+    weight = torch.tensor([1.0, 2.0, 6.0]).view(1, 3, 1, 1)
     assert inflate_stem(weight, 1, 'mean').flatten().tolist() == [9]
     assert inflate_stem(weight, 6, 'copy').flatten().tolist() == [0.5, 1, 3, 0.5, 1, 3]
     assert inflate_stem(weight, 4, 'zero').flatten().tolist() == [1, 2, 6, 0]

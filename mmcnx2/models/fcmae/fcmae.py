@@ -8,10 +8,14 @@ tests/models/test_fcmae.py.
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from mmcnx2.checkpoint import load_pretrained_fcmae
 from mmcnx2.registry import MODELS
 
 from ..layers import DenseLayout, Layout, VisibleLayout
@@ -39,6 +43,9 @@ class FCMAE(BaseModel):
             results.
         grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
         data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.
+        init_cfg: dict(type='Pretrained', checkpoint=PATH) loads encoder and decoder, strictly, from a pretraining run
+            of ours or of the official code; further keys are passed to `load_pretrained_fcmae`. None as PATH: random
+            weights, and a line in the log that says so. The encoder alone is loaded by the backbone's init_cfg.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -89,6 +96,32 @@ class FCMAE(BaseModel):
             }
         )
         self.mask_ratio, self.patch_size, self.layout, self.grn_over = mask_ratio, patch_size, layout, grn_over
+
+    def init_weights(self) -> None:
+        """Load `init_cfg`'s checkpoint into the whole model; without one each part follows its own init_cfg."""
+        if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
+            super().init_weights()
+        elif not self.is_init:
+            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
+            checkpoint = options.pop('checkpoint', None)
+            if checkpoint is None:
+                print_log(
+                    'model.init_cfg has checkpoint=None: no weights for the whole of FCMAE. Give a file with '
+                    '--cfg-options model.init_cfg.checkpoint=PATH',
+                    'current',
+                    logging.WARNING,
+                )
+                for part in (self.backbone, self.neck, self.head):
+                    part.init_weights()
+            elif isinstance(self.backbone.init_cfg, dict) and self.backbone.init_cfg.get('checkpoint') is not None:
+                raise ValueError(
+                    f'model.init_cfg and model.backbone.init_cfg both name a checkpoint ({checkpoint} and '
+                    f'{self.backbone.init_cfg["checkpoint"]}). Keep the first for encoder and decoder, the second for '
+                    'the encoder alone.'
+                )
+            else:
+                load_pretrained_fcmae(self, checkpoint, **options)
+            self.is_init = True
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
