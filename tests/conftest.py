@@ -12,6 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: tests
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from mmengine.visualization import Visualizer
 
 GLOBAL_INSTANCES = (DefaultScope, MMLogger, MessageHub, Visualizer)
@@ -39,6 +40,7 @@ def call(monkeypatch, capsys, forget_runs):
     for name in ('LOCAL_RANK', 'RANK', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'MMCNX2_TRACEBACK'):
         monkeypatch.setenv(name, '')  # so that what a tool sets is taken back
         monkeypatch.delenv(name)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
 
     def run(name: str, *args: object) -> tuple[int, str, str]:
         forget_runs()

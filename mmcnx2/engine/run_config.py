@@ -15,20 +15,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import mmcnx2
+from mmcnx2.checkpoint.read import read_for_run
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
 
 TASKS = ('mmpretrain', 'mmdet', 'mmseg', 'mmcnx2', 'mmengine')
-PLAIN_NUMBERS = ('float16', 'float32', 'int32', 'uint8', 'bool')  # in checkpoints, besides those of mmengine's own list
 # Top-level keys that a Runner, a tool or mmengine reads although a config need not have them
 KNOWN_KEYS = {
     'model',
@@ -253,13 +252,17 @@ def end_distributed() -> None:
 
 
 def read_safely(unsafe_load: bool) -> None:
-    """Lets torch.load read tensors and plain values only, in the whole process.
+    """Lets the whole process read checkpoints as `mmcnx2.checkpoint.read_checkpoint` does: checked, without running
+    code from them.
 
-    mmengine tries the safe way first and then falls back to the unsafe one with a warning; this switch of torch closes
-    the fallback. NumPy's numbers are plain values too: mmengine allows those of 64 bits only, yet keeps mmseg's best
-    mIoU, one of 32 bits, in every checkpoint after it was measured.
+    mmengine's own way is tried first and then falls back to an unsafe one with a warning. Local files are read by us
+    instead, and a switch of torch closes that fallback for everything else (downloads). `unsafe_load` opens both.
     """
-    torch.serialization.add_safe_globals([type(np.dtype(kind)) for kind in PLAIN_NUMBERS])
+
+    def load_from_local(filename: str, map_location: object = None) -> dict:  # mmengine prints this name
+        return read_for_run(filename, map_location, unsafe_load)
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
     if not unsafe_load:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
