@@ -151,3 +151,13 @@ def test_the_tables_that_were_used_are_identified(tmp_path, source, monkeypatch)
 def test_the_command_ends_with_the_line_and_code_1(tmp_path):
     done = run('nothing.pth', 'out.pth', '--target', 'timm', cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, 'error: checkpoint nothing.pth does not exist\n')
+
+
+def test_a_file_that_needs_more_than_plain_data_takes_a_flag(tmp_path, state_dict):
+    torch.save({'model': state_dict, 'when': Path('x')}, tmp_path / 'official.pth')
+    arguments = [str(tmp_path / 'official.pth'), str(tmp_path / 'a.pth'), '--target', 'mmcnx2']
+    with pytest.raises(CheckpointError, match=r'asks for the Python object pathlib\.\w+, .* give --unsafe-load'):
+        tool.main(arguments)
+    assert not (tmp_path / 'a.pth').exists()
+    tool.main([*arguments, '--unsafe-load'])
+    assert len(read_checkpoint(tmp_path / 'a.pth')['state_dict']) == len(state_dict)

@@ -62,6 +62,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of IN')
     parser.add_argument(
+        '--unsafe-load',
+        action='store_true',
+        help='read IN even if it holds more than tensors and plain values; such a file can run any code',
+    )
+    parser.add_argument(
         '--verify',
         action='store_true',
         help='read OUT back, run it in the library it is for and compare the outputs with our backbone',
@@ -80,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if not target_path.parent.is_dir():
         raise CheckpointError(f'the folder {target_path.parent} of OUT does not exist')
     source_path = local_file(args.source_path)
-    checkpoint = read_checkpoint(source_path, args.use_ema)
+    checkpoint = read_checkpoint(source_path, args.use_ema, unsafe_load=args.unsafe_load)
     source_path = Path(source_path).expanduser()
     if target_path.exists() and target_path.samefile(source_path):
         raise CheckpointError('IN and OUT are the same file')

@@ -24,6 +24,7 @@ from mmcnx2.checkpoint import key_rules
 from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Layout, Rule
 
 NUM_NAMES_SHOWN = 10
+LONGEST_MESSAGE = 1500  # letters
 STEM_WEIGHT = 'backbone.downsample_layers.0.0.weight'
 INFLATIONS = ('mean', 'copy', 'zero')
 _PLACEHOLDERS = {
@@ -39,7 +40,14 @@ _REQUIRED_GROUPS = ('stem', 'downsample', 'block')
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, converted or loaded; the message is one line that says what to do."""
+    """A checkpoint that cannot be read, converted or loaded; the message is one line that says what to do.
+
+    It stays one line of readable length whatever names a file brings along.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = ''.join(letter if letter.isprintable() else '?' for letter in message)
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else f'{line[:LONGEST_MESSAGE]} ...')
 
 
 @dataclass(frozen=True)

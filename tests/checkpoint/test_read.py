@@ -511,6 +511,15 @@ def test_a_pipe_is_refused(tmp_path):
     refuse(tmp_path / 'weights.pth', 'is no ordinary file')
 
 
+def test_names_of_a_file_cannot_write_on_the_screen(tmp_path):
+    """A line break, a control code that clears the screen, and no end of letters."""
+    for name in ('a\nb', '\x1b[2J', 'a' * 10_000):
+        save_file({name: torch.tensor([float('inf')])}, tmp_path / 'weights.pth')
+        with pytest.raises(CheckpointError, match='NaN or Inf in 1 of 1 tensors') as caught:
+            read_checkpoint(tmp_path / 'weights.pth')
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1600
+
+
 def test_an_address_is_refused():
     refuse('https://example.org/weights.pth', 'is an address')
 
