@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
 
 from mmcnx2.engine import run_config, user_errors
 
@@ -333,6 +334,34 @@ def test_a_checkpoint_that_could_run_code_is_refused_unless_asked_for(call, toy)
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD')  # a process of its own would not have it
     assert call('test', 'toy.py', 'evil.pth', '--unsafe-load')[0] == 0
     assert (toy / 'it_ran').exists()
+
+
+def test_runs_read_checkpoints_with_the_same_care(call, toy):
+    """Testing, starting from weights and resuming: weights that are not finite and parts that are missing stop them,
+    NaN in a log history does not.
+    """
+    weights = {'linear.weight': torch.zeros(3, 3), 'linear.bias': torch.zeros(3)}
+    torch.save(dict(state_dict={**weights, 'linear.bias': torch.full((3,), float('nan'))}), 'nan.pth')
+    assert 'NaN or Inf in 1 of 2 tensors: linear.bias (3 of 3' in error_line(call('test', 'toy.py', 'nan.pth')[2])
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'load_from=nan.pth')
+    assert code == 1 and 'NaN or Inf in 1 of 2 tensors' in error_line(err)
+    with_claim = dict(state_dict={**weights, 'x': torch.zeros(1).expand(2**40)})
+    torch.save(with_claim, 'claim.pth')
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'load_from=claim.pth')
+    assert code == 1 and 'does not fit its storage of 1 values' in error_line(err)
+    save_file(weights, 'weights.safetensors')
+    assert call('test', 'toy.py', 'weights.safetensors')[0] == 0
+
+    assert call('train', 'toy.py', '--work-dir', 'run')[0] == 0
+    saved = CheckpointLoader.load_checkpoint('run/epoch_1.pth')
+    saved['message_hub']['log_scalars']['train/loss'].update(float('nan'))
+    torch.save(saved, 'history.pth')
+    assert call('train', 'toy.py', '--work-dir', 'on', '--resume', 'history.pth')[0] == 0
+    data = bytearray(Path('run/epoch_1.pth').read_bytes())
+    data[data.index(b'/data/0') + 70] ^= 1  # one bit of a weight
+    Path('flipped.pth').write_bytes(data)
+    code, _, err = call('train', 'toy.py', '--work-dir', 'on', '--resume', 'flipped.pth')
+    assert code == 1 and 'flipped.pth is damaged: the checksum of ' in error_line(err)
 
 
 def test_a_bug_keeps_its_traceback_on_the_screen(call, toy):
