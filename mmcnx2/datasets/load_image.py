@@ -20,8 +20,17 @@ PILLOW_MAX_PIXELS = 2 * 89_478_485  # Pillow itself refuses more
 MAX_PIXELS = 89_478_485
 
 
+# What may be wrong with a file, in the order in which it is found out
+KINDS = ('cannot be opened', 'empty', 'not a picture', 'too large', 'damaged', 'other channels than asked for',
+         'values that are no pixels', 'rejected by a transform')
+
+
 class UnreadableImage(ValueError):
-    """A file cannot be delivered as a picture; the text is the reason, without the file's name."""
+    """A file cannot be delivered as a picture; the text is the reason, without the file's name; `kind` one of KINDS."""
+
+    def __init__(self, reason: str, kind: str = 'damaged') -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 @TRANSFORMS.register_module()
@@ -90,9 +99,10 @@ def read_image(path: str | Path, in_channels: int = 3, as_stored: bool = False,
         else:
             values_HWC = _values_of_picture(file, path, in_channels, max_pixels)
     if values_HWC.shape[2] != in_channels:
-        raise UnreadableImage(f'it has {values_HWC.shape[2]} channels, in_channels={in_channels} are asked for')
+        raise UnreadableImage(f'it has {values_HWC.shape[2]} channels, in_channels={in_channels} are asked for',
+                              'other channels than asked for')
     if np.issubdtype(values_HWC.dtype, np.floating) and not np.isfinite(values_HWC).all():
-        raise UnreadableImage('it holds values that are not finite')
+        raise UnreadableImage('it holds values that are not finite', 'values that are no pixels')
     return np.ascontiguousarray(values_HWC, dtype=np.float32) if as_stored else _as_uint8(values_HWC)
 
 
@@ -117,9 +127,14 @@ def _reasons():
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage('it is not a picture of a known kind') from error
+        raise UnreadableImage('it is not a picture of a known kind', 'not a picture') from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(str(error), 'too large') from error
     except Exception as error:  # only file reading happens inside, and decoders raise almost anything on a broken file
-        raise UnreadableImage(f'{type(error).__name__}: {error}' if str(error) else type(error).__name__) from error
+        # decoders' OSErrors have no number
+        kind = 'cannot be opened' if isinstance(error, OSError) and error.errno else 'damaged'
+        reason = f'{type(error).__name__}: {error}' if str(error) else type(error).__name__
+        raise UnreadableImage(reason, kind) from error
 
 
 def _values_of_picture(file, path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
@@ -171,7 +186,8 @@ def _values_of_tiff(path: str | Path, max_pixels: int) -> np.ndarray:
         sizes = dict(zip(series.axes, series.shape, strict=True))
         others = [axis for axis in series.axes if axis not in 'YX']
         if not {'Y', 'X'} <= set(sizes) or len(others) > 1:
-            raise UnreadableImage(f'its axes {series.axes} {series.shape} are not height, width and channels')
+            raise UnreadableImage(f'its axes {series.axes} {series.shape} are not height, width and channels',
+                                  'other channels than asked for')
         _check_size((sizes['Y'], sizes['X']), max_pixels)
         values = series.asarray()
     order = [series.axes.index(axis) for axis in ('Y', 'X', *others)]
@@ -182,13 +198,15 @@ def _values_of_tiff(path: str | Path, max_pixels: int) -> np.ndarray:
 def _values_of_array(path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
     array = np.load(path, mmap_mode='r', allow_pickle=False)
     if array.ndim not in (2, 3):
-        raise UnreadableImage(f'an array of shape {array.shape}; (H, W, C) or (H, W) is needed')
+        raise UnreadableImage(f'an array of shape {array.shape}; (H, W, C) or (H, W) is needed',
+                              'other channels than asked for')
     if array.ndim == 3 and array.shape[0] == in_channels != array.shape[2]:
-        raise UnreadableImage(f'an array of shape {array.shape} that seems to be (C, H, W); store it as (H, W, C)')
+        raise UnreadableImage(f'an array of shape {array.shape} that seems to be (C, H, W); store it as (H, W, C)',
+                              'other channels than asked for')
     _check_size(array.shape[:2], max_pixels)
     values_HWC = np.array(array if array.ndim == 3 else array[..., None])
     if not (np.issubdtype(values_HWC.dtype, np.number) or values_HWC.dtype == bool) or np.iscomplexobj(values_HWC):
-        raise UnreadableImage(f'an array of {values_HWC.dtype}; numbers are needed')
+        raise UnreadableImage(f'an array of {values_HWC.dtype}; numbers are needed', 'values that are no pixels')
     return values_HWC
 
 
@@ -200,21 +218,22 @@ def _as_uint8(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint16:
         return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     raise UnreadableImage(f'values of type {values.dtype} have no agreed range to become 8 bits; set as_stored=True in '
-                          'LoadImage')
+                          'LoadImage', 'values that are no pixels')
 
 
 def _check_size(sizes: tuple[int, ...], max_pixels: int) -> None:
     if min(sizes) < 1:
-        raise UnreadableImage(f'its size is {sizes[0]} x {sizes[1]}')
+        raise UnreadableImage(f'its size is {sizes[0]} x {sizes[1]}', 'empty')
     if int(sizes[0]) * int(sizes[1]) > max_pixels:
-        raise UnreadableImage(f'it claims {sizes[0]} x {sizes[1]} pixels, more than max_pixels={max_pixels}')
+        raise UnreadableImage(f'it claims {sizes[0]} x {sizes[1]} pixels, more than max_pixels={max_pixels}',
+                              'too large')
 
 
 def _is_array(file) -> bool:
     start = file.read(len(NPY_MAGIC))
     file.seek(0)
     if not start:
-        raise UnreadableImage('the file is empty')
+        raise UnreadableImage('the file is empty', 'empty')
     return start == NPY_MAGIC
 
 

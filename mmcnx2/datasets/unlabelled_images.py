@@ -12,6 +12,8 @@ import contextlib
 import copy
 import logging
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,10 +26,10 @@ from mmengine.structures import BaseDataElement
 from mmcnx2.registry import DATASETS
 
 from .image_files import EXTENSIONS, find_images
-from .load_image import UnreadableImage, check_header
+from .load_image import KINDS, UnreadableImage, check_header
 from .seeding import SeededIndex, derive_seed, seeded_randomness
 
-UNTRIED, GOOD, BAD = 0, 1, 2
+UNTRIED, GOOD, BAD = 0, 1, 2  # from BAD on: BAD + place among KINDS of what is wrong
 NUM_FILES_JUDGED = 1000  # the share of bad files is taken over at least so many, or the whole dataset
 NUM_NAMED = 5
 CHANCE_OF_FALSE_STOP = 1e-12
@@ -39,7 +41,8 @@ class UnlabelledImages(BaseDataset):
 
     A file that cannot be read is named once in the log, with the reason and the count so far, and another picture of
     the set takes its place; which one follows from the sample's seed (or its index), not from what happened before.
-    All workers of a process share what they know about files.
+    All workers of a process share what they know about files; mmcnx2.SkippedImagesHook reports it. When the folder
+    that holds all files has gone, training stops at once.
 
     An index of mmcnx2.EpochSeededSampler carries a seed: the pipeline then draws from it, so that the sample does not
     depend on workers, processes or the order of a batch, and the packed data sample gets it as metainfo `sample_seed`
@@ -59,7 +62,7 @@ class UnlabelledImages(BaseDataset):
 
     Raises:
         FileNotFoundError, ValueError: the source does not exist, or holds no picture; a setting is out of its range.
-        ValueError: from an access, when too many files are bad.
+        ValueError: from an access, when too many files are bad; FileNotFoundError, when their folder has gone.
     """
 
     METAINFO = dict(dataset_type='unlabelled')
@@ -72,11 +75,14 @@ class UnlabelledImages(BaseDataset):
             raise ValueError(f'max_bad_share={max_bad_share} is a share of files: between 0 (none may be bad) and 1.')
         self.source, self.extensions = source, extensions
         self.max_bad_share, self.check_files = max_bad_share, check_files
+        self._folder = ''  # around all files, when there is one
         super().__init__(data_root=str(data_root), data_prefix={}, metainfo=metainfo, indices=indices,
                          pipeline=list(pipeline), test_mode=test_mode, lazy_init=lazy_init)
 
     def load_data_list(self) -> list[dict]:
-        return [dict(img_path=path) for path in find_images(self.source, self.data_root, self.extensions)]
+        paths = find_images(self.source, self.data_root, self.extensions)
+        self._folder = _common_folder(paths)
+        return [dict(img_path=path) for path in paths]
 
     def full_init(self) -> None:
         if self._fully_initialized:
@@ -98,7 +104,16 @@ class UnlabelledImages(BaseDataset):
     @property
     def bad_files(self) -> list[str]:
         """Paths found bad so far, by this process and its workers."""
-        return [self._path(index) for index in (self._file_states == BAD).nonzero()[:, 0].tolist()]
+        return list(self.files_by_state(self._file_states))
+
+    @property
+    def file_states(self) -> torch.Tensor:
+        """What is known of each file by this process and its workers, one byte each: the larger, the worse."""
+        return self._file_states.clone()
+
+    def files_by_state(self, states: torch.Tensor) -> dict[str, str]:
+        """{path: what is wrong} of the bad files, given `file_states`: these, or the maximum over several processes."""
+        return {self._path(index): KINDS[states[index] - BAD] for index in (states >= BAD).nonzero()[:, 0].tolist()}
 
     def __getitem__(self, index: int) -> dict:
         if not self._fully_initialized:
@@ -109,7 +124,7 @@ class UnlabelledImages(BaseDataset):
         first = int(index) % len(self)
         for attempt in range(self._max_attempts()):
             candidate = first if attempt == 0 else derive_seed(first if seed is None else seed, attempt) % len(self)
-            if self._file_states[candidate] != BAD or self.test_mode:
+            if self._file_states[candidate] < BAD or self.test_mode:
                 packed = self._prepare(candidate, seed)
                 if packed is not None:
                     return packed
@@ -122,12 +137,13 @@ class UnlabelledImages(BaseDataset):
             with contextlib.nullcontext() if seed is None else seeded_randomness(seed):
                 packed = self.pipeline(copy.copy(info))
             if packed is None:
-                raise UnreadableImage('a transform of the pipeline returned None')
+                raise UnreadableImage('a transform of the pipeline returned None', 'rejected by a transform')
         except (UnreadableImage, OSError) as error:
             if self.test_mode:
                 raise ValueError(f"'{info['img_path']}' cannot be used: {error}. In test mode no other picture takes "
                                  'its place; mend or remove the file.') from error
-            self._note_bad(index, str(error))
+            self._check_folder(error)
+            self._note_bad(index, error)
             self._judge_share()
             return None
         if self._file_states[index] == UNTRIED:
@@ -136,11 +152,19 @@ class UnlabelledImages(BaseDataset):
             packed['data_samples'].set_metainfo(dict(sample_seed=seed))
         return packed
 
-    def _note_bad(self, index: int, reason: str) -> None:
-        if self._file_states[index] == BAD:  # another worker was quicker
+    def _check_folder(self, error: Exception) -> None:
+        """Raises when files cannot be opened because the folder around all of them is no longer there."""
+        if self._folder and not os.path.isdir(self._folder):
+            raise FileNotFoundError(
+                f"the folder '{self._folder}' with the pictures has gone or cannot be reached; "
+                f'{len(self) - self._count(UNTRIED)} of its {len(self)} files had been read. Bring it back and go on '
+                'with --resume.') from error
+
+    def _note_bad(self, index: int, error: Exception) -> None:
+        if self._file_states[index] >= BAD:  # another worker was quicker
             return
-        self._file_states[index] = BAD
-        print_log(f"skipped a bad file ({self._count(BAD)} so far): '{self._path(index)}': {reason}. Another picture "
+        self._file_states[index] = BAD + KINDS.index(getattr(error, 'kind', 'rejected by a transform'))
+        print_log(f"skipped a bad file ({self._count(BAD)} so far): '{self._path(index)}': {error}. Another picture "
                   f'takes its place; training stops when more than max_bad_share={self.max_bad_share} are bad.',
                   'current', logging.WARNING)
 
@@ -151,11 +175,15 @@ class UnlabelledImages(BaseDataset):
                 f'{num_bad} of the {num_seen} files seen so far ({num_bad / num_seen:.1%})'))
 
     def _count(self, state: int) -> int:
-        return int((self._file_states == state).sum())
+        states = self._file_states
+        return int((states >= BAD if state == BAD else states == state).sum())
 
     def _too_many(self, how_many: str) -> str:
-        named = ', '.join(f"'{path}'" for path in self.bad_files[:NUM_NAMED])
-        return (f'{how_many} cannot be used, more than max_bad_share={self.max_bad_share} allows. The first: {named}; '
+        bad_files = self.files_by_state(self._file_states)
+        named = ', '.join(f"'{path}'" for path in list(bad_files)[:NUM_NAMED])
+        kinds = ', '.join(f'{count} {kind}' for kind, count in Counter(bad_files.values()).most_common())
+        return (f'{how_many} cannot be used ({kinds}), more than max_bad_share={self.max_bad_share} allows. '
+                f'The first: {named}; '
                 'the log gives the reason of each. Mend or remove them, or raise max_bad_share of the dataset.')
 
     def _max_attempts(self) -> int:
@@ -167,11 +195,11 @@ class UnlabelledImages(BaseDataset):
         return math.ceil(math.log(CHANCE_OF_FALSE_STOP) / math.log(self.max_bad_share))
 
     def _check_all_headers(self) -> None:
-        def reason_of(index: int) -> str | None:
+        def reason_of(index: int) -> UnreadableImage | None:
             try:
                 check_header(self._path(index))
             except UnreadableImage as error:
-                return str(error)
+                return error
             return None
 
         with ThreadPoolExecutor(16) as pool:  # it waits for the disk, or the network behind it
@@ -188,3 +216,12 @@ class UnlabelledImages(BaseDataset):
 
     def _path(self, index: int) -> str:
         return self.get_data_info(index)['img_path']
+
+
+def _common_folder(paths: list[str]) -> str:
+    """The deepest folder that holds all files; '' when relative and absolute paths are mixed."""
+    try:
+        common = os.path.commonpath([min(paths), max(paths)])  # what these two share, all others share too
+    except ValueError:
+        return ''
+    return os.path.dirname(common) if len(paths) == 1 else common

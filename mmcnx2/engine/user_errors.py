@@ -2,12 +2,16 @@
 
 Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more
 clearly; not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by
-tests/test_tools.py.
+tests/test_tools.py, tests/engine/test_user_errors.py and tests/test_disk_faults.py.
 """
 
+import contextlib
+import errno
+import logging
 import os
 import pickle
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -15,18 +19,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmcnx2.atomic_write import write_atomically
+
 LONGEST_LINE = 2000
 # Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback
 # is shown.
-USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError, EOFError, pickle.UnpicklingError)
+USER_ERRORS = (
+    ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError, EOFError, pickle.UnpicklingError,
+    FloatingPointError,
+)  # fmt: skip
 USER_ERROR_NAMES = (
     'ConfigParsingError',
     'OutOfMemoryError',
 )  # RuntimeErrors that are nobody's bug, named to import nothing
+# Beginnings of assertions in libraries that are about a file, and what to do about it
+FILE_ASSERTIONS = {
+    'failed to load image: ': 'it is damaged or no picture; mend it, or take it out of the data set',  # mmcv
+}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_user_error(error: BaseException) -> bool:
     """True when the error can come from what a user gave: its one line is enough to act on."""
+    if isinstance(error, AssertionError):
+        return any(_own_words(error).startswith(beginning) for beginning in FILE_ASSERTIONS)
     return isinstance(error, USER_ERRORS) or type(error).__name__ in USER_ERROR_NAMES
 
 
@@ -36,19 +53,56 @@ def one_line(error: BaseException) -> str:
     Taken off: the "class `X` in file.py:" that registries put in front, the report that a data loader wraps around an
     error of its worker, and the quotes that `str` puts around a KeyError.
     """
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f'{error.strerror}: {error.filename}'
-    if 'Original Traceback' in text:
-        last = [line for line in text.splitlines() if line and not line.startswith(' ')][-1]
-        text = re.sub(r'^[\w.]+(?:Error|Exception): ', '', last)
-    text = re.sub(r'^(?:class `[^`]*` in \S+: )+', '', text)
+    text = re.sub(r'^(?:class `[^`]*` in \S+: )+', '', _own_words(error))
     text = ' '.join(text.split())
     if isinstance(error, KeyError) and re.fullmatch(r'\w+', text):
         text = f'{text!r} is missing (KeyError)'
     if len(text) > LONGEST_LINE:
         text = f'{text[:LONGEST_LINE]} ...'
     return text or type(error).__name__
+
+
+def what_to_do(error: BaseException, work_dir: Path | str | None) -> str:
+    """What the message of an error of the system or a library leaves out, to be put behind it; '' mostly."""
+    words = _own_words(error)
+    number = getattr(error, 'errno', None)
+    if number in DISK_FULL:
+        return f'. {_space(work_dir)}Make room; the checkpoints that are there are whole, --resume goes on from them'
+    if number in NO_WRITING and work_dir is not None and not _is_writable(work_dir):
+        return f'. Nothing can be written to {work_dir}: choose another folder with --work-dir'
+    missing = re.search(r'No such file or directory: \'?([^\']+)', words)
+    if missing and not Path(missing[1]).parent.is_dir():
+        there = next((parent for parent in Path(missing[1]).absolute().parents if parent.is_dir()), '/')
+        return f'. Its folder is not there either; the path ends at {there}'
+    for beginning, remedy in FILE_ASSERTIONS.items():
+        if words.startswith(beginning):
+            return f': {remedy}'
+    return ''
+
+
+def _own_words(error: BaseException) -> str:
+    """The message without what Python and data loaders put around it; perhaps of several lines."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.strerror}: {error.filename}' if error.filename else error.strerror
+    if 'Original Traceback' in text:
+        last = [line for line in text.splitlines() if line and not line.startswith(' ')][-1]
+        text = re.sub(r'^(?:[\w.]+(?:Error|Exception): )?(?:\[Errno \d+\] )?', '', last)
+    return text
+
+
+def _space(folder: Path | str | None) -> str:
+    """'DIR has 0 of 20 MB left. ', or nothing when that is not known."""
+    with contextlib.suppress(OSError):
+        if folder is not None:
+            usage = shutil.disk_usage(folder)
+            return f'The disk of {folder} has {usage.free / 1e6:.3g} of {usage.total / 1e6:.3g} MB left. '
+    return ''
+
+
+def _is_writable(folder: Path | str) -> bool:
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    return os.access(there, os.W_OK) and not os.statvfs(there).f_flag & os.ST_RDONLY
 
 
 @contextmanager
@@ -59,8 +113,12 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
     MMCNX2_TRACEBACK=1, and for an error that is not a user's, it is printed as well. Among the processes of a
     distributed run only rank 0 prints, another rank does when rank 0 has not failed shortly after; a connection lost
     to a process that has explained itself is not reported again. Ctrl-C and `SystemExit` pass through.
+
+    A log file that cannot be written is not reported by a traceback for each of its lines, as Python's logging does:
+    on a full disk the next thing that is written says so.
     """
     started = time.time()
+    reported, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except Exception as error:
@@ -73,8 +131,11 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
                 traceback.print_exc()
             where = f' (traceback: {written})' if written and not shown else ''
             on_rank = f' on rank {rank}' if rank else ''
-            print(f'error{on_rank}: {one_line(error)}{where}', file=sys.stderr, flush=True)
+            line = f'{one_line(error)}{what_to_do(error, traceback_dir())}'
+            print(f'error{on_rank}: {line}{where}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    finally:
+        logging.raiseExceptions = reported
 
 
 def _lost_a_process(error: Exception) -> bool:
@@ -94,8 +155,7 @@ def _write_traceback(folder: Path | str | None, rank: int) -> Path | None:
         return None
     path = Path(folder) / _traceback_name(rank)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{" ".join(sys.argv)}\n\n{traceback.format_exc()}')
+        write_atomically(path, f'{" ".join(sys.argv)}\n\n{traceback.format_exc()}')
     except OSError:  # a folder that cannot be written may be the very error that is reported
         return None
     return path

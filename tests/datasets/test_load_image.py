@@ -1,4 +1,5 @@
 """Guards mmcnx2/datasets/load_image.py: every kind of file gives the picture that a person would see, or a reason."""
+import resource
 import struct
 import zlib
 
@@ -160,8 +161,10 @@ def make_bad(kind, path, rgb):
     good.unlink()
 
 
-BAD_KINDS = ('truncated', 'empty', 'text', 'zeros', 'header only', 'bomb', 'broken png', 'pickled array', 'cut array',
-             'float tiff', 'folder', 'dangling link')
+BAD_KINDS = {'truncated': 'damaged', 'empty': 'empty', 'text': 'not a picture', 'zeros': 'not a picture',
+             'header only': 'damaged', 'bomb': 'too large', 'broken png': 'damaged', 'pickled array': 'damaged',
+             'cut array': 'damaged', 'float tiff': 'values that are no pixels', 'folder': 'cannot be opened',
+             'dangling link': 'cannot be opened'}
 SEEN_IN_THE_HEADER = ('empty', 'text', 'zeros', 'header only', 'bomb', 'pickled array', 'cut array', 'folder',
                       'dangling link')
 
@@ -172,9 +175,26 @@ def test_bad_files_have_a_reason(tmp_path, rgb, kind):
     with pytest.raises(UnreadableImage, match=r'.{5}') as caught:
         read_image(tmp_path / 'x.jpg')
     assert '\n' not in str(caught.value)
+    assert caught.value.kind == BAD_KINDS[kind]
     if kind in SEEN_IN_THE_HEADER:
         with pytest.raises(UnreadableImage):
             check_header(tmp_path / 'x.jpg')
+
+
+def test_a_bomb_is_refused_without_memory_for_it(tmp_path):
+    """A quarter of its 1.2 GB would be noticed."""
+    bomb(tmp_path / 'x.png')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableImage, match='400000000 pixels'):
+        read_image(tmp_path / 'x.png')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_one_pixel_is_enough_for_a_crop(tmp_path):
+    results = LoadImage()(dict(img_path=str(saved(tmp_path, np.full((1, 1, 3), 7, np.uint8), 'x.png'))))
+    crop = dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.2, 1.0), backend='pillow')
+    image = TRANSFORMS.build(crop)(results)['img']
+    assert image.shape == (64, 64, 3) and (image == 7).all()
 
 
 def test_good_headers_pass(tmp_path, rgb, noise):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmcnx2.datasets import EpochSeededSampler, SeededIndex, UnlabelledImages, epoch_seeded_sampler
 from mmcnx2.datasets.load_image import LoadImage
+from mmcnx2.datasets.unlabelled_images import _common_folder
 
 PIPELINE = [dict(type='mmcnx2.LoadImage'),
             dict(type='mmpretrain.RandomResizedCrop', scale=16, crop_ratio_range=(0.2, 1.), backend='pillow',
@@ -128,7 +129,7 @@ def test_too_many_bad_files_stop_with_a_sentence(folder):
     spoil(folder, 0, 1, 2)
     dataset = plain(folder)
     dataset[0], dataset[1]
-    said = r"3 of the \d+ files.*max_bad_share=0.1.*'.*00.png'.*raise max_bad_share"
+    said = r"3 of the \d+ files.*\(3 damaged\).*max_bad_share=0.1.*'.*00.png'.*raise max_bad_share"
     with pytest.raises(ValueError, match=said) as caught:
         dataset[2]
     assert '\n' not in str(caught.value)
@@ -162,9 +163,43 @@ def test_vanished_files_are_bad_files(folder):
     assert dataset[5]['path'] != str(folder / '05.png') and dataset.bad_files == [str(folder / '05.png')]
 
 
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_folder_that_vanishes_stops_at_once(folder, tmp_path, warnings_logged, num_workers):
+    moved = tmp_path.parent / f'{tmp_path.name}_moved'
+    dataset = plain(folder, max_bad_share=1)
+    loader = iter(torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=list,
+                                              **(dict(prefetch_factor=1) if num_workers else {})))
+    next(loader)
+    folder.rename(moved)
+    try:
+        with pytest.raises(FileNotFoundError, match=rf"folder '{folder}' .*has gone.* of its 24 files.*--resume"):
+            list(loader)
+    finally:
+        moved.rename(folder)
+    assert not dataset.bad_files and not warnings_logged
+
+
+def test_a_vanished_part_of_the_folders_counts_as_bad_files(folder):
+    (folder / 'part').mkdir()
+    for index in range(4):
+        (folder / f'{index:02d}.png').rename(folder / 'part' / f'{index}.png')
+    dataset = plain(folder, max_bad_share=0.2)
+    (folder / 'part').rename(folder.parent / 'other')
+    assert all(dataset[index] for index in range(NUM_GOOD))
+    assert dataset.files_by_state(dataset.file_states) == {
+        str(folder / 'part' / f'{index}.png'): 'cannot be opened' for index in range(4)}
+
+
+def test_the_common_folder_of_lists():
+    assert _common_folder(['/a/b/c.png', '/a/bd.png', '/a/b/e/f.png']) == '/a'
+    assert _common_folder(['/a/b/c.png']) == '/a/b'
+    assert _common_folder(['a/c.png', '/a/b.png']) == ''
+
+
 def test_a_transform_that_answers_none_rejects_the_file(folder):
     dataset = UnlabelledImages(folder, pipeline=[LoadImage(), lambda x: None if '05' in x['img_path'] else x, Keep()])
     assert not dataset[5]['path'].endswith('05.png')
+    assert dataset.files_by_state(dataset.file_states) == {str(folder / '05.png'): 'rejected by a transform'}
 
 
 def test_a_mistake_in_a_transform_is_not_taken_for_a_bad_file(folder):
