@@ -436,9 +436,8 @@ def without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not names_are_fine or others or not state_dict:
         what = f'entries that are no tensors ({shown(others, 3)})' if others else 'no named tensors'
         raise CheckpointError(f'not a state dict: it has {what}')
-    for wrapper in key_rules.WRAPPER_PREFIXES:
-        while all(name.startswith(wrapper) for name in state_dict):
-            state_dict = {name.removeprefix(wrapper): tensor for name, tensor in state_dict.items()}
+    while wrapper := next((w for w in key_rules.WRAPPER_PREFIXES if all(n.startswith(w) for n in state_dict)), None):
+        state_dict = {name.removeprefix(wrapper): tensor for name, tensor in state_dict.items()}
     return dict(state_dict)
 
 

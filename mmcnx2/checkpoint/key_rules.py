@@ -6,8 +6,9 @@ rules (its name, the canonical name, how it stores the tensor). Rules are data; 
 directions.
 
 Touch this file to teach a further backbone or a further project's names: add rows. Not for reading files (load.py),
-and no logic beyond the storage kinds at the end. Guarded by tests/checkpoint/test_key_rules.py, which breaks each row
-in turn, and by tests/checkpoint/test_other_libraries.py, which compares the outputs of real models.
+and no logic beyond the storage kinds at the end. Guarded by tests/checkpoint/test_key_rules.py, by
+tests/checkpoint/test_other_libraries.py, which compares the outputs of real models, and by
+tests/faults/table_mutations.py, which breaks each row in turn.
 
 Patterns: {i} a stage, {k} a stage after the first, {j} a block, {d} a decoder block, {p} 'weight' or 'bias'.
 """

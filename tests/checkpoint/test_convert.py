@@ -12,6 +12,8 @@ from checkpoint_cases import DATA, LAYOUT_KINDS, cases, same_tensors
 from mmcnx2.checkpoint import CheckpointError, convert_state_dict, detect_layout
 from mmcnx2.checkpoint.convert import Structure, measure_structure, to_canonical
 from mmcnx2.checkpoint.key_rules import LAYOUTS, Rule
+from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2
+from mmcnx2.models.fcmae import FCMAE
 
 SIZES = json.loads(gzip.decompress((DATA / 'layer_decay_official.json.gz').read_bytes()))['sizes']
 DENSE_LAYOUTS = [layout for layout in LAYOUTS if layout != 'meta-sparse']
@@ -50,7 +52,67 @@ def test_the_architecture_is_read_off_the_shapes(size):
     assert structure == Structure(tuple(SIZES[size]['depths']), tuple(SIZES[size]['channels']), 3)
 
 
-@pytest.mark.parametrize('size', ['atto', 'nano', 'tiny'])
+# What a model may consist of, the layouts that can hold it, and a number type that must stay.
+CONTENTS = {
+    'encoder': (list(LAYOUTS), torch.float32),
+    'classifier': (DENSE_LAYOUTS, torch.float32),
+    'v1 classifier': (DENSE_LAYOUTS, torch.float16),
+    'dense norms': ([layout for layout in DENSE_LAYOUTS if layout != 'timm'], torch.float32),
+    'fcmae': (['mmcnx2', 'meta', 'meta-sparse'], torch.bfloat16),
+}
+BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+
+def random_bits(content, size, dtype):
+    """A model of this size's depths and of its widths / 8, from our classes; no two bit patterns of it alike but by
+    chance, NaN and -0 among them."""
+    arch = {'depths': SIZES[size]['depths'], 'channels': [width // 8 for width in SIZES[size]['channels']]}
+    settings = {
+        'encoder': {'out_norm': False},
+        'classifier': {'gap_before_final_norm': True},
+        'v1 classifier': {'gap_before_final_norm': True, 'use_grn': False, 'layer_scale_init_value': 1e-6},
+        'dense norms': {'out_indices': (0, 1, 2, 3)},
+    }
+    with torch.device('meta'):
+        if content == 'fcmae':
+            neck = {'type': 'mmcnx2.FCMAEDecoder', 'decoder_channels': 20, 'decoder_depth': 2}
+            state_dict = FCMAE(backbone={'type': 'mmcnx2.ConvNeXtV2', 'arch': arch}, neck=neck).state_dict()
+        else:
+            backbone = ConvNeXtV2(arch, **settings[content])
+            state_dict = {f'backbone.{name}': tensor for name, tensor in backbone.state_dict().items()}
+            if 'classifier' in content:
+                head = torch.nn.Linear(arch['channels'][3], 11).state_dict()
+                state_dict.update({f'head.fc.{name}': tensor for name, tensor in head.items()})
+    integers = BITS[dtype]
+    limits = torch.iinfo(integers)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randint(limits.min, limits.max, tensor.shape, generator=generator, dtype=integers).view(dtype)
+        for name, tensor in state_dict.items()
+    }
+
+
+def same_bits(left, right):
+    return left.keys() == right.keys() and all(
+        left[name].dtype == tensor.dtype and left[name].view(BITS[tensor.dtype]).equal(tensor.view(BITS[tensor.dtype]))
+        for name, tensor in right.items()
+    )
+
+
+@pytest.mark.parametrize('content', CONTENTS)
+@pytest.mark.parametrize('size', SIZES)
+def test_every_size_goes_through_every_pair_of_layouts_bit_for_bit(size, content):
+    """One form per layout, and every way between two of them ends in exactly that form: every round trip is exact."""
+    layouts, dtype = CONTENTS[content]
+    ours = random_bits(content, size, dtype)
+    forms = {layout: convert_state_dict(ours, source='mmcnx2', target=layout) for layout in layouts}
+    assert same_bits(forms['mmcnx2'], ours)
+    for source, target in itertools.product(layouts, repeat=2):
+        converted = convert_state_dict(forms[source], source=source, target=target)
+        assert len(converted) == len(ours) and same_bits(converted, forms[target]), (source, target)
+
+
+@pytest.mark.parametrize('size', SIZES)
 def test_names_and_shapes_are_those_of_timm(size):
     import timm
 
@@ -87,9 +149,10 @@ def test_a_pretraining_model_comes_back_bit_for_bit(source, target):
 def test_the_layout_is_detected(layout, kind):
     state_dict, _ = cases()[layout][kind]
     assert detect_layout(state_dict) == layout
-    wrapped = {f'module.{name}': tensor for name, tensor in state_dict.items()}
-    assert detect_layout(wrapped) == layout
-    assert same_tensors(convert_state_dict(wrapped, source='auto', target=layout), state_dict)
+    for wrapper in ('module.', '_orig_mod.module.', 'module._orig_mod.'):  # DDP and torch.compile, either one outside
+        wrapped = {f'{wrapper}{name}': tensor for name, tensor in state_dict.items()}
+        assert detect_layout(wrapped) == layout
+        assert same_tensors(convert_state_dict(wrapped, source='auto', target=layout), state_dict)
 
 
 def test_a_bare_backbone_is_read_and_gets_our_prefix():

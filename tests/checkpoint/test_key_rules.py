@@ -1,4 +1,7 @@
-"""The tables are right, and every row of them is guarded: each is broken in turn, and something must notice."""
+"""The tables are right: worked by hand, and held against real models and the official code's outputs.
+
+That every row of them is guarded, tests/faults/table_mutations.py shows: it breaks each in turn.
+"""
 
 import itertools
 
@@ -9,19 +12,6 @@ from checkpoint_cases import check_layout, oracle
 from mmcnx2.checkpoint import convert_state_dict, key_rules
 from mmcnx2.checkpoint.key_rules import KINDS, LAYOUTS, TENSORS, Kind
 from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2
-
-WRONG_KIND = {
-    'as_is': 'vector',
-    'vector': 'row',
-    'row': 'grn_4d',
-    'grn_4d': 'vector',
-    'token_4d': 'vector',
-    'matrix': 'conv1x1',
-    'conv1x1': 'matrix',
-    'timm_mlp': 'conv1x1',
-    'sparse_conv': 'as_is',
-    'sparse_depthwise': 'as_is',
-}
 
 
 def test_a_sparse_depthwise_kernel_is_numbered_column_by_column():
@@ -80,85 +70,12 @@ def test_every_rule_points_at_a_canonical_tensor_and_each_layout_gives_no_name_t
             assert rule.kind in KINDS
 
 
-# ------------------------------------------------------------------------------------------------- mutations
+# ----------------------------------------------------------------------------------------------- whole layouts
 
 
-def everything_holds():
-    """Each layout, one after the other; raises at the first failure."""
-    for layout in LAYOUTS:
-        check_layout(layout)
-
-
-def with_rule(layout, index, rule):
-    """The layout with one rule replaced, or dropped where `rule` is None."""
-    rules = list(layout.backbone + layout.around)
-    rules[index : index + 1] = [rule] if rule else []
-    num_backbone = len(layout.backbone) - (rule is None and index < len(layout.backbone))
-    return layout._replace(backbone=tuple(rules[:num_backbone]), around=tuple(rules[num_backbone:]))
-
-
-def with_swapped_targets(layout, first, second):
-    rules = list(layout.backbone + layout.around)
-    broken = with_rule(layout, first, rules[first]._replace(canonical=rules[second].canonical))
-    return with_rule(broken, second, rules[second]._replace(canonical=rules[first].canonical))
-
-
-def single_rule_mutations():
-    for name, layout in LAYOUTS.items():
-        for index, rule in enumerate(layout.backbone + layout.around):
-            yield f'{name}: drop {rule.name}', name, with_rule(layout, index, None)
-            yield f'{name}: rename {rule.name}', name, with_rule(layout, index, rule._replace(name=f'x{rule.name}'))
-            wrong = rule._replace(kind=WRONG_KIND[rule.kind])
-            yield f'{name}: {rule.name} as {wrong.kind}', name, with_rule(layout, index, wrong)
-
-
-def swap_mutations():
-    """Two rules that hold tensors of one shape, one in the place of the other: nothing but an output or a name can
-    tell."""
-    shapes = {tensor.name.replace('{p}', 'weight'): tensor.shape for tensor in TENSORS}
-    for name, layout in LAYOUTS.items():
-        rules = layout.backbone + layout.around
-        for first, second in itertools.combinations(range(len(rules)), 2):
-            canonical = [rules[index].canonical.replace('{p}', 'weight') for index in (first, second)]
-            same_places = {p for p in 'ikjdp' if f'{{{p}}}' in rules[first].canonical} == {
-                p for p in 'ikjdp' if f'{{{p}}}' in rules[second].canonical
-            }
-            if same_places and shapes[canonical[0]] == shapes[canonical[1]]:
-                what = f'{name}: {rules[first].name} <-> {rules[second].name}'
-                yield what, name, with_swapped_targets(layout, first, second)
-
-
-def survivors(mutations, monkeypatch):
-    """(how many were tried, those that nothing noticed)."""
-    tried, unnoticed = 0, []
-    for what, name, layout in mutations:
-        tried += 1
-        with monkeypatch.context() as patch:
-            patch.setitem(LAYOUTS, name, layout)
-            try:
-                check_layout(name)
-                if name == 'mmcnx2':  # broken alike on both ways, it gives itself back; others do not
-                    check_layout('meta')
-            except (ValueError, AssertionError, RuntimeError, KeyError):
-                continue
-            unnoticed.append(what)
-    return tried, unnoticed
-
-
-def test_the_unbroken_tables_hold():
-    everything_holds()
-
-
-def test_every_single_rule_is_guarded(monkeypatch):
-    tried, unnoticed = survivors(single_rule_mutations(), monkeypatch)
-    assert not unnoticed, f'{len(unnoticed)} of {tried} broken rules were not noticed: {unnoticed}'
-    assert tried > 300
-
-
-def test_every_swap_of_two_rules_of_one_shape_is_noticed(monkeypatch):
-    tried, unnoticed = survivors(swap_mutations(), monkeypatch)
-    assert not unnoticed, f'{len(unnoticed)} of {tried} swaps were not noticed: {unnoticed}'
-    assert tried > 30
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_the_tables_hold(layout):
+    check_layout(layout)
 
 
 def _untransposed_conv(kernel_TIO):
@@ -186,27 +103,3 @@ def test_a_forgotten_transposition_is_noticed(monkeypatch, kind, broken):
     assert all(torch.equal(back[name], state_dict[name]) for name in state_dict)
     with pytest.raises(AssertionError, match='is off by'):
         check_layout('meta-sparse')
-
-
-@pytest.mark.parametrize('index', range(len(TENSORS)))
-def test_every_canonical_shape_is_guarded(monkeypatch, index):
-    letters = TENSORS[index].shape.split()
-    free = ('N', 'P', 'D', 'I')  # no other tensor says how large these are
-    for axis, letter in enumerate(letters):
-        if letter in free:
-            continue
-        wrong = ' '.join([*letters[:axis], '999', *letters[axis + 1 :]])
-        tensors = (*TENSORS[:index], TENSORS[index]._replace(shape=wrong), *TENSORS[index + 1 :])
-        monkeypatch.setattr('mmcnx2.checkpoint.convert.TENSORS', tensors)
-        _forget_patterns()
-        with pytest.raises(ValueError, match=r'wrong shape|lacks'):
-            for layout in ('mmcnx2', 'meta'):
-                check_layout(layout)
-        monkeypatch.undo()
-        _forget_patterns()
-
-
-def _forget_patterns():
-    from mmcnx2.checkpoint import convert
-
-    convert._canonical_pattern.cache_clear()
