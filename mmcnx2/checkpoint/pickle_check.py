@@ -507,8 +507,6 @@ def _check_depth(content: Any) -> None:
     depths[id(content)] = 0
     while waiting:
         value, children = waiting[-1]
-        if len(waiting) > MAX_DEPTH:
-            raise CheckpointError(f'was not read: it nests deeper than {MAX_DEPTH} levels')
         for child in children:
             if not isinstance(child, dict | list | tuple | set | Built):
                 continue

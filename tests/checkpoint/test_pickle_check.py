@@ -205,6 +205,52 @@ def test_allowed_objects_are_refused_with_arguments_that_nobody_writes(tmp_path,
     refuse_saved(tmp_path / 'a.pth', CLAIMS[kind], 'a.pth (is damaged|was not read): ')
 
 
+@pytest.mark.parametrize(
+    ('content', 'match'),
+    [
+        (Calls(np.ndarray, (3,)), r'asks for the Python object numpy.ndarray\(tuple\)'),
+        (np.array(['a']), "holds NumPy values of the kind 'U1', and a checkpoint may hold numbers only"),
+        (Calls(torch._tensor._rebuild_from_type_v2, dict, torch.Tensor, (), {}), 'Python object builtins.dict'),
+        (
+            Calls(torch._tensor._rebuild_from_type_v2, collections.OrderedDict, torch.Tensor, (), {}),
+            'rebuilt by something unknown',
+        ),
+        ({2**61: 1}, 'a dict has a key of kind int'),
+        ({(1, (2,)): 1}, 'a dict has a key of kind tuple'),
+        ({np.float64(1): 1}, 'a dict has a key of kind Built'),
+        ({2**61}, 'a dict has a key of kind int'),
+    ],
+)
+def test_what_is_wrong_is_said(content, match):
+    with pytest.raises(CheckpointError, match=match):
+        inspect(content)
+
+
+def storage(num_items, view=b'', key=b'0'):
+    """Opcodes of a reference to float32 values."""
+    name = b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00'
+    return name + key + b'X\x03\x00\x00\x00cpuK' + bytes([num_items]) + view + b'tQ'
+
+
+def test_one_storage_has_one_size():
+    """Two references that disagree: the second could reach beyond what the file has."""
+    both = b'\x80\x02]' + storage(8) + b'a' + storage(8) + b'a.'
+    assert inspect_pickle(io.BytesIO(both)).storages == {'0': 32}
+    with pytest.raises(CheckpointError, match='it claims both 32 and 36 bytes of one storage'):
+        inspect_pickle(io.BytesIO(b'\x80\x02]' + storage(8) + b'a' + storage(9) + b'a.'))
+
+
+@pytest.mark.parametrize(('begin', 'count', 'fits'), [(0, 8, True), (3, 5, True), (3, 6, False), (9, 0, False)])
+def test_a_part_of_a_storage_lies_inside_of_it(begin, count, fits):
+    view = b'(X\x01\x00\x00\x00vK' + bytes([begin]) + b'K' + bytes([count]) + b't'
+    stream = io.BytesIO(b'\x80\x02' + storage(8, view) + b'.')
+    if fits:
+        assert inspect_pickle(stream).content.num_items == count
+        return
+    with pytest.raises(CheckpointError, match='a part of a storage lies outside of it'):
+        inspect_pickle(stream)
+
+
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
 @pytest.mark.parametrize('function', [os.system, eval, exec, open, __import__, os.mkdir, pickle.loads,
                                       torch.load, np.load, np.fromfile, torch.hub.load])  # fmt: skip
@@ -278,10 +324,12 @@ def test_depth_is_found_through_shared_parts_without_walking_them_twice():
     for _ in range(60):
         content = [content, content]
     inspect(content)
+    above = content
     for _ in range(50):
-        content = [content, content]
-    with pytest.raises(CheckpointError, match='nests deeper'):
-        inspect(content)
+        above = [above]
+    for deep in (above, [content, above]):  # reached from above, or known already when it is reached
+        with pytest.raises(CheckpointError, match='nests deeper'):
+            inspect(deep)
 
 
 def test_the_number_of_steps_is_limited(monkeypatch):
