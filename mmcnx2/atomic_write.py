@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+PARTIAL = '.partial'
+
 
 def write_atomically(path: str | Path, content: bytes | str, durable: bool = False) -> None:
     """Puts `content` (text as UTF-8) at `path`; what was there before stays until the new file is complete."""
@@ -28,7 +30,8 @@ def open_atomically(path: str | Path, durable: bool = False) -> Iterator[BinaryI
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.')  # hidden: no data format looks at it
+    # hidden: no data format looks at it; with an ending by which left_over finds what a killed process began
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=PARTIAL)
     try:
         with os.fdopen(handle, 'wb') as file:
             yield file
@@ -43,6 +46,11 @@ def open_atomically(path: str | Path, durable: bool = False) -> Iterator[BinaryI
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def left_over(folder: str | Path) -> list[Path]:
+    """Files that a killed process had begun to write in a folder; nobody may be writing there now."""
+    return sorted(Path(folder).glob(f'.*{PARTIAL}'))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ DATASETS = _child('dataset', mmengine_registry.DATASETS, 'mmcnx2.datasets')
 TRANSFORMS = _child('transform', mmengine_registry.TRANSFORMS, 'mmcnx2.datasets')
 DATA_SAMPLERS = _child('data sampler', mmengine_registry.DATA_SAMPLERS, 'mmcnx2.datasets')
 HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmcnx2.engine')
+LOOPS = _child('loop', mmengine_registry.LOOPS, 'mmcnx2.engine')
 METRICS = _child('metric', mmengine_registry.METRICS, 'mmcnx2.engine')
 OPTIM_WRAPPERS = _child('optimizer wrapper', mmengine_registry.OPTIM_WRAPPERS, 'mmcnx2.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(

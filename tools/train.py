@@ -3,7 +3,9 @@
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--cfg-options KEY=VALUE ...]
 
 For several processes use tools/dist_train.sh or tools/slurm_train.sh. A mistake ends as one line `error: ...` and exit
-code 1; its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too).
+code 1; its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too). After SIGTERM or SIGUSR1
+(pre-emption, the end of a job's time) it saves everything after the iteration and ends with exit code 75: --resume goes
+on from there, and so does by itself a process that torchrun or Slurm started again.
 Touch this file for what is special to training; what testing needs too stands in mmcnx2/engine/run_config.py.
 Guarded by tests/test_tools.py.
 """
@@ -22,7 +24,8 @@ try:
     from mmengine.device import get_device
 
     import mmcnx2  # noqa: F401  (its registries)
-    from mmcnx2.engine import run_config
+    from mmcnx2.engine import resuming, run_config
+    from mmcnx2.engine.preemption import PreemptionHook
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
     sys.exit(
@@ -103,36 +106,10 @@ def set_aside_held_out_data(cfg: Config) -> None:
                 cfg[f'{kind}_{name}'] = None
 
 
-def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint that `last_checkpoint` in the work dir names, found also when the folder was moved since; None
-    without one.
-    """
-    pointer = Path(work_dir) / 'last_checkpoint'
-    if not pointer.is_file():
-        return None
-    named = Path(pointer.read_text().strip())
-    for path in (Path(work_dir) / named.name, named):
-        if path.is_file():
-            return str(path)
-    raise FileNotFoundError(
-        f'{pointer} names {named}, which does not exist. Give the checkpoint to go on from: --resume PATH'
-    )
-
-
-def resume_from(cfg: Config, wanted: str) -> None:
-    checkpoint = latest_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
-    if checkpoint is None:
-        run_config.tell(f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning')
-        return
-    run_config.check_checkpoint_exists(checkpoint)
-    run_config.tell(f'--resume: going on from {checkpoint}')
-    cfg.resume, cfg.load_from = True, checkpoint
-
-
 def main() -> None:
     args = parse_args()
-    cfg = None
-    with explain_errors(lambda: cfg.work_dir if cfg else args.work_dir):
+    cfg, preemption = None, PreemptionHook()
+    with preemption.listening(), explain_errors(lambda: cfg.work_dir if cfg else args.work_dir):
         run_config.read_safely(args.unsafe_load)
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
@@ -143,10 +120,15 @@ def main() -> None:
         fit_precision_to_device(cfg)
         if args.tensorboard:
             add_tensorboard(cfg)
-        if args.resume:
-            resume_from(cfg, args.resume)
+        resuming.make_resumable(cfg)
+        if resuming.was_restarted():
+            resuming.resume_from(cfg, 'auto', otherwise=args.resume)
+        elif args.resume:
+            resuming.resume_from(cfg, args.resume)
         run_config.start_distributed(cfg)
-        run_config.build_runner(cfg, strict=bool(cfg.get('resume'))).train()
+        runner = run_config.build_runner(cfg, strict=bool(cfg.get('resume')))
+        runner.register_hook(preemption)
+        runner.train()
         run_config.end_distributed()
 
 

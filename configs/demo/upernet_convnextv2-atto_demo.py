@@ -34,7 +34,7 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True, infinite=True),
     dataset=dict(
         type='BaseSegDataset',
         metainfo=dict(classes=('background', 'circle', 'square', 'triangle', 'star', 'ring', 'cross')),

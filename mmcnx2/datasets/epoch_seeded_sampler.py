@@ -22,11 +22,11 @@ class EpochSeededSampler(Sampler):
     """Yields SeededIndex: as mmengine's DefaultSampler (or InfiniteSampler), with a seed from (seed, epoch, picture).
 
     Processes take turns: with two of them at batch b, their k-th batches together hold the samples of one process's
-    k-th batch of 2 b. With a dataset that obeys the seeds (mmcnx2.UnlabelledImages) they are also the same tensors,
-    for any number of workers.
+    k-th batch of 2 b. With a dataset that obeys the seeds (mmcnx2.UnlabelledImages, and in our training loops
+    every other, through mmcnx2.SeededDataset) they are also the same tensors, for any number of workers.
 
     Args:
-        dataset: what is sampled; only its length is used.
+        dataset: what is sampled; only its length is used here.
         shuffle: a new order each epoch; False keeps 0, 1, 2, ...
         seed: the same in all processes; None draws one and sends it to all.
         round_up: repeat samples from the front until every process has equally many; False leaves some one short. Off
@@ -38,6 +38,7 @@ class EpochSeededSampler(Sampler):
                  infinite: bool = False) -> None:
         if infinite and not round_up:
             raise ValueError('round_up=False has no meaning with infinite=True, which never ends; leave it out.')
+        self.dataset = dataset  # batch samplers such as mmdet's AspectRatioBatchSampler ask it
         self.num_images = len(dataset)
         if self.num_images == 0:
             raise ValueError('the dataset is empty: there is nothing to sample. Look at its source.')

@@ -40,7 +40,7 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True, infinite=True),
     dataset=dict(
         type='ADE20KDataset',
         data_root=data_root,

@@ -40,7 +40,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,

@@ -18,7 +18,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True, infinite=True),
     dataset=dict(
         type='CocoDataset',
         metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring', 'cross')),

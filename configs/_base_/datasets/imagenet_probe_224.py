@@ -19,7 +19,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='mmcnx2.EpochSeededSampler', shuffle=True),
     dataset=dict(
         type='ImageNet',
         data_root='data/imagenet',

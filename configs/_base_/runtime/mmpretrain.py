@@ -6,7 +6,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=2),
+    checkpoint=dict(type='mmcnx2.CheckpointHook', interval=10, max_keep_ckpts=2),
+    non_finite_guard=dict(type='mmcnx2.NonFiniteGuardHook'),
+    skipped_images=dict(type='mmcnx2.SkippedImagesHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 # what is logged is the mean over all processes
 custom_hooks = [dict(type='mmcnx2.AverageLossHook')]

@@ -7,7 +7,9 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=2, save_best='mIoU', rule='greater'),
+        type='mmcnx2.CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=2, save_best='mIoU',
+        rule='greater'),
+    non_finite_guard=dict(type='mmcnx2.NonFiniteGuardHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
 env_cfg = dict(

@@ -1,0 +1,108 @@
+"""How a training config becomes one that can be interrupted, and which checkpoint an interrupted run goes on from.
+
+Touch this file for the choice of a checkpoint and for what replaces mmengine's parts; not for those parts themselves
+(checkpoint_hook.py, train_loops.py, preemption.py). Guarded by tests/engine/test_resuming.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from mmcnx2.checkpoint import CheckpointError, read_checkpoint
+from mmcnx2.engine.run_config import check_checkpoint_exists, tell
+
+LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
+# Set above 0 by torchrun and by Slurm when they start a run again
+RESTART_COUNTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
+
+
+def make_resumable(cfg: Config) -> None:
+    """mmengine's training loop and checkpoint hook become mmcnx2's, which take the same arguments; others stay."""
+    loop = cfg.get('train_cfg') or {}
+    if 'by_epoch' in loop and 'type' not in loop:
+        loop['type'] = LOOPS[0] if loop.pop('by_epoch') else LOOPS[1]
+    if loop.get('type') in LOOPS:
+        loop['type'] = f'mmcnx2.{loop["type"]}'
+    hooks = cfg.get('default_hooks')
+    if hooks is None:
+        hooks = cfg.default_hooks = ConfigDict()
+    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if hook and hook.get('type') == 'CheckpointHook':
+        hook['type'] = 'mmcnx2.CheckpointHook'
+
+
+def was_restarted() -> bool:
+    """True in a process that torchrun or Slurm has started again after an earlier one ended."""
+    return any(os.environ.get(name, '0') not in ('', '0') for name in RESTART_COUNTS)
+
+
+def resume_from(cfg: Config, wanted: str, otherwise: str | None = None) -> None:
+    """Lets the run go on from the checkpoint `wanted`; 'auto': from the newest in its work dir, and where there is
+    none, from the checkpoint `otherwise`.
+    """
+    checkpoint = newest_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
+    if checkpoint is None and otherwise not in (None, 'auto'):
+        checkpoint = otherwise
+    if checkpoint is None:
+        tell(f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning')
+        return
+    check_checkpoint_exists(checkpoint)
+    tell(f'--resume: going on from {checkpoint}')
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+def newest_checkpoint(work_dir: str | Path) -> str | None:
+    """The newest checkpoint of the folder that can be read completely; None without any.
+
+    First comes a file that is newer than `last_checkpoint` (the run was ended between the two), then the one which that
+    names (by its name in this folder: it may have been moved), then the others from new to old. One that cannot be read
+    is left where it is, and a warning names it and the one that is taken instead.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read.
+        FileNotFoundError: `last_checkpoint` names a file that is not there, and there is no other.
+    """
+    problems = {}
+    for path in _candidates(Path(work_dir), problems):
+        problem = None if path.is_dir() else _why_unfit(path)  # folders are read by FSDP or DeepSpeed alone
+        if problem is None:
+            for other, why in problems.items():
+                tell(f'warning: {other} is passed over: {why}. Going back to {path}', stream=sys.stderr)
+            return str(path)
+        problems[path] = problem
+    if not problems:
+        return None
+    reasons = '; '.join(f'{path}: {why}' for path, why in problems.items())
+    kind = FileNotFoundError if all(not path.exists() for path in problems) else ValueError
+    raise kind(f'No checkpoint to go on from. {reasons}. Give one: --resume PATH')
+
+
+def _candidates(folder: Path, problems: dict[Path, str]) -> list[Path]:
+    """Checkpoints by the order in which they are to be tried. A pointer to nothing is noted among the problems."""
+    files = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    pointer = folder / 'last_checkpoint'
+    if not pointer.is_file():
+        return files
+    named = Path(pointer.read_text(errors='replace').strip() or 'nothing')
+    pointed = next((path for path in (folder / named.name, named) if path.exists() and path != folder), None)
+    if pointed is None:
+        problems[pointer] = f'it names {named}, which does not exist'
+        return files
+    written = pointer.stat().st_mtime_ns
+    newer = [path for path in files if path.stat().st_mtime_ns > written and path != pointed]
+    return [*newer, pointed, *(path for path in files if path not in newer and path != pointed)]
+
+
+def _why_unfit(path: Path) -> str | None:
+    """Why a run cannot go on from a file; None when it can."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    missing = {'meta', 'optimizer'} - {key for key, value in checkpoint.items() if value}
+    return f'it holds no {" and no ".join(sorted(missing))}' if missing else None
