@@ -599,7 +599,7 @@ def huge_claims(damage: Damage) -> bytes:
     storage = torch.ones(4)._typed_storage()
     huge = damage.pick((2**31, TERA, 2**50))
     claim = damage.pick((
-        lambda: torch.ones(1).expand(huge), lambda: torch.ones(1, 1).expand(huge, huge // 2**12),
+        lambda: torch.ones(1).expand(huge), lambda: torch.ones(1, 1).expand(huge, 4),
         lambda: torch.empty(huge, device='meta'), lambda: torch.sparse_coo_tensor(size=(huge,)),
         lambda: Calls(bytearray, huge), lambda: Calls(bytes, huge), lambda: Calls(np.ndarray, (huge,)),
         lambda: Calls(np._core.multiarray._reconstruct, np.ndarray, (huge,), b'b'),
