@@ -2,7 +2,7 @@
 
 Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more
 clearly; not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by
-tests/test_tools.py, tests/engine/test_user_errors.py and tests/test_disk_faults.py.
+tests/test_tools.py, tests/engine/test_user_errors.py and tests/faults/test_disk_faults.py.
 """
 
 import contextlib
@@ -67,9 +67,13 @@ def what_to_do(error: BaseException, work_dir: Path | str | None) -> str:
     words = _own_words(error)
     number = getattr(error, 'errno', None)
     if number in DISK_FULL:
-        return f'. {_space(work_dir)}Make room; the checkpoints that are there are whole, --resume goes on from them'
+        kept = work_dir is not None and any(Path(work_dir).glob('*.pth'))
+        whole = '; the checkpoints that are there are whole, --resume goes on from the newest' if kept else ''
+        return f'. {_space(work_dir)}Make room{whole}'
     if number in NO_WRITING and work_dir is not None and not _is_writable(work_dir):
         return f'. Nothing can be written to {work_dir}: choose another folder with --work-dir'
+    if work_dir is not None and Path(work_dir).is_file():
+        return f'. {work_dir} is a file: choose a folder with --work-dir'
     missing = re.search(r'No such file or directory: \'?([^\']+)', words)
     if missing and not Path(missing[1]).parent.is_dir():
         there = next((parent for parent in Path(missing[1]).absolute().parents if parent.is_dir()), '/')

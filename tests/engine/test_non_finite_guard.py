@@ -1,5 +1,6 @@
 """Guards mmcnx2/engine/non_finite_guard.py and step_dump.py: a bad step leaves traces on disk, none in the weights."""
 
+import contextlib
 import copy
 import json
 from types import SimpleNamespace
@@ -8,16 +9,18 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmcnx2.engine import NonFiniteGuardHook
 from mmcnx2.registry import HOOKS, MODELS
 
 NUM_STEPS = 12
-GOOD, LOSS, GRADIENT, BOTH = range(4)
+GOOD, LOSS, GRADIENT, BOTH, PART = range(5)  # PART: the gradient of one parameter
 OPTIMIZERS = {
     'sgd': lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1),
     'adamw': lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
@@ -47,7 +50,9 @@ class Model(BaseModel):
     def forward(self, inputs, trouble, data_samples=None, mode='loss'):
         if trouble == BOTH:
             inputs = inputs * float('nan')
-        outputs = self.layers(inputs)
+        last = self.layers[-1]
+        bias = BadGradient.apply(last.bias, float('nan')) if trouble == PART else last.bias
+        outputs = nn.functional.linear(self.layers[:-1](inputs), last.weight, bias)
         if trouble == GRADIENT:
             outputs = BadGradient.apply(outputs, float('inf'))
         losses = dict(loss_a=outputs.square().mean(), loss_b=[outputs.mean()], accuracy=outputs.sum().detach() / 0)
@@ -199,18 +204,11 @@ def test_the_dump_names_files_seeds_losses_and_parameters(tmp_path):
 
 
 def test_gradients_are_named_as_they_were_before_clipping(tmp_path):
-    class Partly(Model):
-        def forward(self, inputs, trouble, data_samples=None, mode='loss'):
-            loss = super().forward(inputs, GOOD)['loss_a']
-            bias = self.layers[0].bias
-            return dict(loss=loss + (BadGradient.apply(bias, float('nan')) if trouble else bias).sum())
-
-    torch.manual_seed(0)
-    model = Partly()
-    train(tmp_path, model, OPTIMIZERS['sgd'](model.parameters()), batches({3: GRADIENT}), NonFiniteGuardHook(),
+    model = new_model()
+    train(tmp_path, model, OPTIMIZERS['sgd'](model.parameters()), batches({3: PART}), NonFiniteGuardHook(),
           clip_grad=dict(max_norm=1))  # fmt: skip
     said = json.loads((tmp_path / 'non_finite/iter_4_rank_0.json').read_text())
-    assert said['gradients_not_finite'] == ['layers.0.bias']
+    assert said['gradients_not_finite'] == ['layers.3.bias']
 
 
 def test_dumps_are_limited_in_number_and_size(tmp_path):
@@ -266,26 +264,31 @@ def test_settings_out_of_range_are_named():
 # ---- several processes
 
 
-def _one_of_two(rank: int, folder, accumulate: int) -> None:
+def _one_of_two(rank: int, folder, accumulate: int, sharded: bool) -> None:
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
-    troubles = [{3: GRADIENT}, {1: LOSS, 3: GRADIENT, 6: BOTH}][rank]
-    model = MMDistributedDataParallel(new_model(), device_ids=None, broadcast_buffers=False)
+    troubles = [{3: PART}, {1: LOSS, 3: PART, 6: BOTH}][rank]
+    if sharded:  # the parameter of PART lies in one process alone
+        model = MMFullyShardedDataParallel(new_model(), use_orig_params=True, device_id=torch.device('cpu'))
+    else:
+        model = MMDistributedDataParallel(new_model(), device_ids=None, broadcast_buffers=False)
     optimizer = OPTIMIZERS['adamw'](model.parameters())
     hook = NonFiniteGuardHook()
     train(folder, model, optimizer, batches(troubles), hook, accumulative_counts=accumulate)
-    torch.save((model.module.state_dict(), hook._num_skipped), f'{folder}/{rank}.pth')
+    with FullyShardedDataParallel.summon_full_params(model) if sharded else contextlib.nullcontext():
+        state = {name: parameter.clone() for name, parameter in model.module.named_parameters()}
+    torch.save((state, hook._num_skipped), f'{folder}/{rank}.pth')
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_two_processes_skip_the_same_steps(tmp_path, accumulate):
-    mp.start_processes(_one_of_two, args=(tmp_path, accumulate), nprocs=2, start_method='fork')
+@pytest.mark.parametrize(('accumulate', 'sharded'), [(1, False), (2, False), (1, True)])
+def test_two_processes_skip_the_same_steps(tmp_path, accumulate, sharded):
+    mp.start_processes(_one_of_two, args=(tmp_path, accumulate, sharded), nprocs=2, start_method='fork')
     (first, num_first), (second, num_second) = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
     assert_equal_states(first, second)  # both saw the same pictures otherwise
     assert num_first == num_second == 3
     expected = new_model()
     train_by_hand(expected, OPTIMIZERS['adamw'](expected.parameters()), batches({}), {1, 3, 6}, accumulate)
-    for name, parameter in expected.state_dict().items():
+    for name, parameter in expected.named_parameters():
         torch.testing.assert_close(first[name], parameter, rtol=1e-5, atol=1e-6)
     # The process whose loss was bad tells; both do when none was
     names = sorted(path.name for path in (tmp_path / 'non_finite').glob('*.json'))

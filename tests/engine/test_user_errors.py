@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 
 from mmcnx2.engine import user_errors
 from mmcnx2.engine.user_errors import explain_errors, is_user_error, one_line, what_to_do
@@ -33,8 +34,12 @@ def said(error: Exception, folder=None) -> str:
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_named_with_its_room(tmp_path, number):
     line = said(OSError(number, os.strerror(number)), tmp_path)
-    assert line.startswith(f'{os.strerror(number)}. The disk of {tmp_path} has ')
-    assert line.endswith('MB left. Make room; the checkpoints that are there are whole, --resume goes on from them')
+    assert line.startswith(f'{os.strerror(number)}. The disk of {tmp_path} has ') and line.endswith(
+        'MB left. Make room'
+    )
+    (tmp_path / 'epoch_1.pth').touch()
+    line = said(OSError(number, os.strerror(number)), tmp_path)
+    assert line.endswith('Make room; the checkpoints that are there are whole, --resume goes on from the newest')
     assert 'Make room' in said(OSError(number, os.strerror(number), 'x.pth'), tmp_path / 'not there')
 
 
@@ -44,6 +49,15 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path, monkeypatch)
     monkeypatch.setattr(user_errors.os, 'access', lambda path, mode: False)
     assert said(error, tmp_path / 'a').endswith(f'Nothing can be written to {tmp_path}/a: choose another folder with '
                                                 '--work-dir')  # fmt: skip
+
+
+def test_a_file_in_the_place_of_the_work_dir_is_named(tmp_path):
+    (tmp_path / 'run').touch()
+    with pytest.raises(OSError) as caught:
+        os.makedirs(tmp_path / 'run', exist_ok=True)
+    assert said(caught.value, tmp_path / 'run') == (
+        f'File exists: {tmp_path}/run. {tmp_path}/run is a file: choose a folder with --work-dir'
+    )
 
 
 @pytest.mark.parametrize('wrap', [lambda error: error, from_worker])
@@ -62,6 +76,17 @@ def test_an_image_that_mmcv_cannot_decode_is_a_users_error(wrap):
     assert is_user_error(error) and said(error).startswith('failed to load image: a/b.jpg: it is damaged or no picture')
     other = wrap(AssertionError('x is not y'))
     assert not is_user_error(other) and said(other) == 'x is not y'
+
+
+def test_what_mmcv_says_of_a_damaged_and_of_a_missing_image(tmp_path):
+    (tmp_path / 'x.jpg').write_bytes(b'\xff\xd8\xff\xe0 cut off')
+    for name, start in (
+        ('x.jpg', f'failed to load image: {tmp_path}/x.jpg: it is damaged'),
+        ('y/z.jpg', 'No such file'),
+    ):
+        with pytest.raises((AssertionError, OSError)) as caught:
+            LoadImageFromFile()(dict(img_path=str(tmp_path / name)))
+        assert is_user_error(caught.value) and said(caught.value).startswith(start)
 
 
 def test_non_finite_steps_are_a_users_error():
