@@ -5,8 +5,10 @@ to fail. Real models, and a run that is killed and resumed: tests/test_training_
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -479,9 +481,9 @@ def test_launchers_pass_everything_on(tmp_path):
     environ = dict(PYTHON=str(recorder), NNODES='2', NODE_RANK='1', MASTER_ADDR='head', PORT='1234')
     launch('dist_train.sh', 'a b.py', '4', '--amp', '--cfg-options', 'x="[1, 2]"', **environ)
     args = (tmp_path / 'args').read_text().splitlines()
-    assert args[:2] == ['-m', 'torch.distributed.run']
+    assert args[0] == str(TOOLS / 'launch_processes.py')
     launched = {'--nnodes=2', '--node_rank=1', '--nproc_per_node=4', '--master_addr=head', '--master_port=1234'}
-    assert launched <= set(args)
+    assert launched | {'--max_restarts=0'} <= set(args)
     rest = ['a b.py', '--launcher', 'pytorch', '--amp', '--cfg-options', 'x="[1, 2]"']
     assert args[-7:] == [str(TOOLS / 'train.py'), *rest]
     path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
@@ -489,6 +491,63 @@ def test_launchers_pass_everything_on(tmp_path):
     args = (tmp_path / 'srun_args').read_text().splitlines()
     assert {'--partition=part', '--ntasks=4', '--gres=gpu:4', '--mem'} <= set(args)
     assert args[-7:] == [str(TOOLS / 'train.py'), 'a.py', '--work-dir', 'dir', '--launcher', 'slurm', '--amp']
+
+
+@pytest.fixture
+def slurm(tmp_path) -> Path:
+    """A folder with an srun that ends with the exit codes in `codes`, one per call, and a scontrol, which note their
+    arguments.
+    """
+    (tmp_path / 'srun').write_text(f"""#!/bin/bash
+echo "$@" >> {tmp_path}/calls
+trap 'echo USR1 >> {tmp_path}/calls; exit 75' USR1
+trap 'echo TERM >> {tmp_path}/calls; exit 75' TERM
+code="$(head -n 1 {tmp_path}/codes)"
+sed -i 1d {tmp_path}/codes
+if [ "$code" = wait ]; then touch {tmp_path}/waits; for i in {{1..200}}; do sleep 0.05; done; fi
+exit "$code"
+""")
+    (tmp_path / 'scontrol').write_text(f'#!/bin/sh\necho scontrol "$@" >> {tmp_path}/calls\n')
+    for name in ('srun', 'scontrol'):
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def slurm_train(slurm: Path, codes: str, send: int | None = None, **environ: str) -> tuple[int, list[str]]:
+    """Exit code of slurm_train.sh, and what was called."""
+    (slurm / 'codes').write_text(codes.replace(' ', '\n') + '\n')
+    for name in ('calls', 'waits'):
+        (slurm / name).unlink(missing_ok=True)
+    process = subprocess.Popen(
+        ['bash', TOOLS / 'slurm_train.sh', 'part', 'job', 'a.py', 'dir', '--amp'],
+        env={**os.environ, 'PYTHON': 'python', 'PATH': f'{slurm}{os.pathsep}{os.environ["PATH"]}', **environ},
+        stderr=subprocess.DEVNULL,
+    )
+    if send is not None:
+        while not (slurm / 'waits').exists():
+            time.sleep(0.02)
+        process.send_signal(send)
+    code = process.wait(timeout=30)
+    return code, (slurm / 'calls').read_text().splitlines()
+
+
+def test_a_run_that_makes_room_is_queued_again(slurm):
+    code, calls = slurm_train(slurm, '75 75 0')
+    assert code == 0 and len(calls) == 3
+    assert calls[0].endswith('--amp') and all(call.endswith('--amp --resume') for call in calls[1:])
+    assert '--signal=USR1@120' in calls[0]
+    code, calls = slurm_train(slurm, '75', SLURM_JOB_ID='12')
+    assert code == 75 and calls[1:] == ['scontrol requeue 12']
+    assert slurm_train(slurm, '75', REQUEUE='0')[0] == 75
+    code, calls = slurm_train(slurm, '3')
+    assert code == 3 and len(calls) == 1
+
+
+def test_the_launcher_for_slurm_passes_signals_on(slurm):
+    code, calls = slurm_train(slurm, 'wait 0', signal.SIGUSR1)
+    assert code == 0 and calls[1] == 'USR1' and calls[2].endswith('--resume')
+    code, calls = slurm_train(slurm, 'wait 0', signal.SIGTERM)
+    assert code == 75 and calls[1:] == ['TERM']
 
 
 def test_processes_on_the_cpu_use_bn_for_syncbn_and_say_so(monkeypatch, capsys):

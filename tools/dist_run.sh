@@ -1,5 +1,6 @@
 # Read by dist_train.sh and dist_test.sh, not run by itself: start a tool under torchrun, in the OpenMMLab way.
-# Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT (default: a free port), PYTHON. Guarded by tests/test_tools.py.
+# Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT (default: a free port), PYTHON; MAX_RESTARTS (0): so many times all
+# processes are started again when one of them fails, and training goes on from its newest checkpoint. Guarded by tests/test_tools.py.
 
 tools_folder="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -35,7 +36,10 @@ run_distributed() {
         fi
     fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"  # per process
-    exec "$python" -m torch.distributed.run \
+    # a minute for saving, when they are told to leave
+    exec "$python" "$tools_folder/launch_processes.py" \
+        --max_restarts="${MAX_RESTARTS:-0}" --shutdown_timeout=60 \
+        --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
         --nnodes="$nodes" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$processes" \
         --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" \
         "$tools_folder/$tool" "${@:1:num_before}" --launcher pytorch "${@:num_before+2}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 
 from .checkpoint_hook import CheckpointHook
@@ -47,6 +47,8 @@ class PreemptionHook(Hook):
     priority = 'LOWEST'  # after CheckpointHook: what it has just saved need not be saved again
 
     def __init__(self) -> None:
+        if os.environ.get(EXIT_FILE):  # of the run that torchrun starts again
+            Path(os.environ[EXIT_FILE]).unlink(missing_ok=True)
         self.received_at: float | None = None
         self._is_training = False
         self._is_leaving = False
@@ -117,7 +119,7 @@ class PreemptionHook(Hook):
         return bool(flag)
 
     def _note_exit(self) -> None:
-        if os.environ.get(EXIT_FILE) and is_main_process():
+        if os.environ.get(EXIT_FILE) and os.environ.get('LOCAL_RANK', '0') == '0':
             Path(os.environ[EXIT_FILE]).write_text(str(EXIT_CODE))
 
 
