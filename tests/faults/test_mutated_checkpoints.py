@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,9 +45,18 @@ def test_the_report_counts_every_file_once(one_round):
     assert all(int(row[2]) == int(row[3]) + int(row[4]) for row in rows)
 
 
-def test_a_file_is_the_same_each_time_and_another_with_another_seed(uses):
+def test_a_file_is_the_same_each_time_and_another_with_another_seed(uses, tmp_path):
+    """In another process too, for every format: a finding can be looked at again."""
     files = [mutated_checkpoints.mutated(uses.contents, seed, 0, uses.marks)[1] for seed in (0, 0, 1)]
     assert files[0] == files[1] != files[2]
+    script = (
+        'import sys, pathlib, mutated_checkpoints as m\n'
+        'contents = m.base_contents()\n'
+        'for form in m.FORMATS: pathlib.Path(sys.argv[1], form).write_bytes(m.saved(contents[form], form))\n'
+    )
+    subprocess.run([sys.executable, '-c', script, tmp_path], cwd=Path(__file__).parent, check=True)
+    for form in FORMATS:
+        assert (tmp_path / form).read_bytes() == saved(uses.contents[form], form), form
 
 
 @pytest.mark.parametrize('form', FORMATS)
