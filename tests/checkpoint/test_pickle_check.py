@@ -130,7 +130,7 @@ def test_every_allowed_global_is_known_to_torch_or_handed_to_it():
 
 
 ARGUMENTS = [
-    (), ('/tmp/x',), ('cpu',), (3,), (1, 2.5), (b'x',), ([],), ([1, 2],), ((),), ((2, 3),), ({},), ({'a': 1},), (None,),
+    (), ('/no/x',), ('cpu',), (3,), (1, 2.5), (b'x',), ([],), ([1, 2],), ((),), ((2, 3),), ({},), ({'a': 1},), (None,),
     (None, 3), ('f8', False, True), ('a', 'latin1'), ('a', 'zlib'), ('os', 'system'),
 ]  # fmt: skip
 TELLING = ('open', 'os.', 'subprocess.', 'exec', 'socket.', 'shutil.', 'ctypes.', 'urllib.', 'tempfile.', 'code.')
