@@ -38,7 +38,8 @@ def complete_strategy(cfg: Config) -> None:
         return
     if not strategy or 'type' not in strategy:
         raise ValueError(
-            "runner_type='FlexibleRunner' needs a strategy.type: FSDPStrategy, DeepSpeedStrategy or DDPStrategy"
+            "runner_type='FlexibleRunner' needs a strategy: strategy.type=FSDPStrategy (or DeepSpeedStrategy, "
+            'DDPStrategy)'
         )
     if strategy.type == 'DeepSpeedStrategy' and find_spec('deepspeed') is None:
         raise ImportError('DeepSpeedStrategy needs the package deepspeed (pip install deepspeed), which needs CUDA')
