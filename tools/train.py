@@ -122,9 +122,9 @@ def main() -> None:
             add_tensorboard(cfg)
         resuming.make_resumable(cfg)
         if resuming.was_restarted():
-            resuming.resume_from(cfg, 'auto', otherwise=args.resume)
+            resuming.resume_from(cfg, 'auto', args.resume, args.unsafe_load)
         elif args.resume:
-            resuming.resume_from(cfg, args.resume)
+            resuming.resume_from(cfg, args.resume, unsafe_load=args.unsafe_load)
         run_config.start_distributed(cfg)
         runner = run_config.build_runner(cfg, strict=bool(cfg.get('resume')))
         runner.register_hook(preemption)

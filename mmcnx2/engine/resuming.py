@@ -40,11 +40,11 @@ def was_restarted() -> bool:
     return any(os.environ.get(name, '0') not in ('', '0') for name in RESTART_COUNTS)
 
 
-def resume_from(cfg: Config, wanted: str, otherwise: str | None = None) -> None:
+def resume_from(cfg: Config, wanted: str, otherwise: str | None = None, unsafe_load: bool = False) -> None:
     """Lets the run go on from the checkpoint `wanted`; 'auto': from the newest in its work dir, and where there is
-    none, from the checkpoint `otherwise`.
+    none, from the checkpoint `otherwise`. `unsafe_load`: files may hold what only running code can read.
     """
-    checkpoint = newest_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
+    checkpoint = newest_checkpoint(cfg.work_dir, unsafe_load) if wanted == 'auto' else wanted
     if checkpoint is None and otherwise not in (None, 'auto'):
         checkpoint = otherwise
     if checkpoint is None:
@@ -55,7 +55,7 @@ def resume_from(cfg: Config, wanted: str, otherwise: str | None = None) -> None:
     cfg.resume, cfg.load_from = True, checkpoint
 
 
-def newest_checkpoint(work_dir: str | Path) -> str | None:
+def newest_checkpoint(work_dir: str | Path, unsafe_load: bool = False) -> str | None:
     """The newest checkpoint of the folder that can be read completely; None without any.
 
     First comes a file that is newer than `last_checkpoint` (the run was ended between the two), then the one which that
@@ -68,7 +68,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     """
     problems = {}
     for path in _candidates(Path(work_dir), problems):
-        problem = None if path.is_dir() else _why_unfit(path)  # folders are read by FSDP or DeepSpeed alone
+        problem = None if path.is_dir() else _why_unfit(path, unsafe_load)  # folders are read by FSDP or DeepSpeed alone
         if problem is None:
             for other, why in problems.items():
                 tell(f'warning: {other} is passed over: {why}. Going back to {path}', stream=sys.stderr)
@@ -98,10 +98,10 @@ def _candidates(folder: Path, problems: dict[Path, str]) -> list[Path]:
     return [*newer, pointed, *(path for path in files if path not in newer and path != pointed)]
 
 
-def _why_unfit(path: Path) -> str | None:
+def _why_unfit(path: Path, unsafe_load: bool) -> str | None:
     """Why a run cannot go on from a file; None when it can."""
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, unsafe_load=unsafe_load)
     except CheckpointError as error:
         return str(error)
     missing = {'meta', 'optimizer'} - {key for key, value in checkpoint.items() if value}
