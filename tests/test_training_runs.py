@@ -1,12 +1,12 @@
-"""Whole training runs through the tools: two processes against one, and a run that is killed and resumed."""
+"""Whole training runs through the tools: two processes against one, and sharded parameters. Runs that are killed and
+resumed: tests/engine/test_train_loops.py and tests/faults/test_kill_campaign.py.
+"""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -85,24 +85,6 @@ def test_two_processes_train_as_one(images, config, one_process, tmp_path):
     assert one_process[20] < one_process[1]
     worst = max(abs(two[step] - loss) for step, loss in one_process.items())
     assert worst < 1e-5, f'the losses differ by up to {worst:.1e}'
-
-
-def test_a_killed_run_goes_on_where_its_checkpoint_was(images, config, one_process, tmp_path):
-    """SIGKILL in the middle; after --resume the losses are those of a run that was never stopped."""
-    command = [sys.executable, 'tools/train.py', config, *options(images, tmp_path)]
-    with (tmp_path / 'killed.log').open('w') as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
-        deadline = time.monotonic() + 300
-        while not (tmp_path / 'epoch_2.pth').exists() or len(losses_of(tmp_path)) < 11:
-            assert process.poll() is None, (tmp_path / 'killed.log').read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (tmp_path / 'epoch_4.pth').exists(), 'the run ended before it was killed'
-    run([*command[:3], '--resume', *command[3:]])
-    assert (tmp_path / 'epoch_4.pth').exists()
-    assert losses_of(tmp_path) == one_process
 
 
 FSDP = [

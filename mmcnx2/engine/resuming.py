@@ -27,10 +27,9 @@ def make_resumable(cfg: Config) -> None:
         loop['type'] = LOOPS[0] if loop.pop('by_epoch') else LOOPS[1]
     if loop.get('type') in LOOPS:
         loop['type'] = f'mmcnx2.{loop["type"]}'
-    hooks = cfg.get('default_hooks')
-    if hooks is None:
-        hooks = cfg.default_hooks = ConfigDict()
-    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = ConfigDict()
+    hook = cfg.default_hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
     if hook and hook.get('type') == 'CheckpointHook':
         hook['type'] = 'mmcnx2.CheckpointHook'
 
@@ -68,7 +67,9 @@ def newest_checkpoint(work_dir: str | Path, unsafe_load: bool = False) -> str | 
     """
     problems = {}
     for path in _candidates(Path(work_dir), problems):
-        problem = None if path.is_dir() else _why_unfit(path, unsafe_load)  # folders are read by FSDP or DeepSpeed alone
+        problem = (
+            None if path.is_dir() else _why_unfit(path, unsafe_load)
+        )  # folders are read by FSDP or DeepSpeed alone
         if problem is None:
             for other, why in problems.items():
                 tell(f'warning: {other} is passed over: {why}. Going back to {path}', stream=sys.stderr)
@@ -77,7 +78,7 @@ def newest_checkpoint(work_dir: str | Path, unsafe_load: bool = False) -> str | 
     if not problems:
         return None
     reasons = '; '.join(f'{path}: {why}' for path, why in problems.items())
-    kind = FileNotFoundError if all(not path.exists() for path in problems) else ValueError
+    kind = ValueError if any(path.suffix == '.pth' for path in problems) else FileNotFoundError
     raise kind(f'No checkpoint to go on from. {reasons}. Give one: --resume PATH')
 
 
