@@ -67,9 +67,8 @@ def newest_checkpoint(work_dir: str | Path, unsafe_load: bool = False) -> str | 
     """
     problems = {}
     for path in _candidates(Path(work_dir), problems):
-        problem = (
-            None if path.is_dir() else _why_unfit(path, unsafe_load)
-        )  # folders are read by FSDP or DeepSpeed alone
+        # folders are read by FSDP or DeepSpeed alone
+        problem = None if path.is_dir() else _why_unfit(path, unsafe_load)
         if problem is None:
             for other, why in problems.items():
                 tell(f'warning: {other} is passed over: {why}. Going back to {path}', stream=sys.stderr)

@@ -126,6 +126,17 @@ def test_the_previous_best_one_goes_after_the_new_one_is_complete(tmp_path):
     assert KEY not in runner.saved  # weights only
 
 
+def test_after_validation_the_generators_are_saved_and_go_on_as_before_it(tmp_path):
+    runner, hook = start(tmp_path)
+    before = torch.get_rng_state()
+    hook.before_val(runner)
+    torch.rand(5)
+    save(runner, hook, 1)  # mmengine does when a best one was found
+    assert torch.equal(runner.saved[KEY]['processes'][0]['torch'], before)
+    hook.after_val(runner)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def resume(tmp_path: Path, **changes) -> tuple[Runner, CheckpointHook]:
     runner, hook = start(tmp_path)
     save(runner, hook, 1)

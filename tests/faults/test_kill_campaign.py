@@ -1,8 +1,12 @@
-"""A short run of tests/faults/kill_campaign.py: two processes with workers. (A SIGKILL at a random moment is
-the easier case of one while saving.)
+"""A short run of tests/faults/kill_campaign.py: two processes with workers. (A SIGKILL at a random moment is the easier
+case of one while saving.) And one that torchrun starts again by itself.
 """
 
+import os
 import random
+import signal
+import time
+from pathlib import Path
 
 import kill_campaign
 import pytest
@@ -10,13 +14,37 @@ import pytest
 KINDS = ['SIGTERM', 'SIGKILL while saving']
 
 
-def test_killed_in_each_way_a_run_is_the_undisturbed_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(kill_campaign, 'NUM_EPOCHS', 5)
-    campaign = kill_campaign.Campaign(tmp_path, num_workers=1, rng=random.Random(1))
-    reference = campaign.undisturbed(2)
+@pytest.fixture(scope='module')
+def campaign(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kill_campaign, 'NUM_EPOCHS', 5)
+        yield kill_campaign.Campaign(tmp_path_factory.mktemp('kills'), num_workers=1, rng=random.Random(1))
+
+
+@pytest.fixture(scope='module')
+def reference(campaign):
+    return campaign.undisturbed(2)
+
+
+def test_killed_in_each_way_a_run_is_the_undisturbed_one(campaign, reference):
     results = campaign.run('run', 2, KINDS, reference)
     assert [result.kind for result in results] == KINDS
     assert all(result.good for result in results), kill_campaign.table(results)
+
+
+def test_torchrun_starts_it_again_and_it_goes_on(campaign, reference, monkeypatch):
+    monkeypatch.setenv('MAX_RESTARTS', '1')
+    work_dir = campaign.folder / 'restarted'
+    launcher = campaign.start(work_dir, 2)
+    while not (tried := kill_campaign.attempts(work_dir)) or len(tried[0]) < 6:
+        assert launcher.poll() is None, (work_dir / 'output.txt').read_text()[-3000:]
+        time.sleep(0.02)
+    worker = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()[0]
+    os.kill(int(worker), signal.SIGKILL)
+    assert launcher.wait(120) == 0, (work_dir / 'output.txt').read_text()[-3000:]
+    first, second = kill_campaign.attempts(work_dir)
+    assert min(second) > kill_campaign.INTERVAL  # not from the beginning
+    assert {**first, **second} == reference[1] and first.items() <= reference[1].items()
 
 
 @pytest.mark.parametrize(
