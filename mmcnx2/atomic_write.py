@@ -48,6 +48,14 @@ def open_atomically(path: str | Path, durable: bool = False) -> Iterator[BinaryI
         raise
 
 
+def put_in_place(partial: str | Path, path: str | Path) -> None:
+    """Gives a complete file, which somebody else wrote beside it, the name `path`; it is on the disk afterwards."""
+    with open(partial, 'rb') as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(Path(path).parent)
+
+
 def left_over(folder: str | Path) -> list[Path]:
     """Files that a killed process had begun to write in a folder; nobody may be writing there now."""
     return sorted(Path(folder).glob(f'.*{PARTIAL}'))

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from mmcnx2 import atomic_write
 from mmcnx2.atomic_write import open_atomically, write_atomically
 
 
@@ -46,3 +47,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'):
         write_atomically(tmp_path / 'a', 'new')
     assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a').read_text() == 'old'
+
+
+def test_what_a_kill_left_is_found(tmp_path):
+    write_atomically(tmp_path / 'whole', 'text')
+    with open_atomically(tmp_path / 'a.pth'):
+        found = atomic_write.left_over(tmp_path)
+        assert len(found) == 1 and found[0].name.startswith('.a.pth.')
+    assert not atomic_write.left_over(tmp_path)
+
+
+def test_a_file_of_somebody_else_is_put_in_place(tmp_path):
+    (tmp_path / 'a').write_text('old')
+    (tmp_path / '.a.partial').write_text('new')
+    assert atomic_write.left_over(tmp_path) == [tmp_path / '.a.partial']
+    atomic_write.put_in_place(tmp_path / '.a.partial', tmp_path / 'a')
+    assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a').read_text() == 'new'

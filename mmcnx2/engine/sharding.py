@@ -8,13 +8,16 @@ parameters). Guarded by tests/test_training_runs.py and tests/engine/test_shardi
 
 from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmcnx2.atomic_write import PARTIAL, put_in_place
 from mmcnx2.registry import STRATEGIES
 
 SMALLEST_UNIT = 1_000_000  # parameters; smaller modules are gathered together with what encloses them
@@ -52,8 +55,24 @@ def complete_strategy(cfg: Config) -> None:
 class ResumableFSDPStrategy(FSDPStrategy):
     """mmengine's FSDPStrategy, able to go on from its own checkpoint with the torch of today.
 
-    mmengine 0.10.12 passes the arguments of torch's `optim_state_dict_to_load` in the order of torch 2.0.
+    mmengine 0.10.12 passes the arguments of torch's `optim_state_dict_to_load` in the order of torch 2.0, and writes
+    checkpoints past the file backend of its hook.
     """
+
+    def save_checkpoint(self, filename: str, **options) -> None:
+        """A whole checkpoint appears under its name when it is complete; a folder of shares is written in place."""
+        if not self._is_full_state_dict():
+            super().save_checkpoint(filename, **options)
+            return
+        path = Path(filename)
+        partial = path.with_name(f'.{path.name}{PARTIAL}')
+        try:
+            super().save_checkpoint(str(partial), **options)
+            if is_main_process():
+                put_in_place(partial, path)
+        finally:
+            if is_main_process():
+                partial.unlink(missing_ok=True)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Loads what `optim_state_dict` gave, whole or this process's part of it."""

@@ -36,8 +36,8 @@ from mmcnx2.engine.user_errors import is_user_error, one_line
 
 LOG_TAIL_LINES = 15
 PROGRESS_EVERY_S = 15.0  # when the output is not a terminal
-# torchrun gives its workers 30 s to end before it kills them
-END_PATIENCE_S = ((signal.SIGTERM, 40.0), (signal.SIGKILL, 10.0))
+# training saves before it ends; torchrun gives its workers 60 s for that before it kills them
+END_PATIENCE_S = ((signal.SIGTERM, 70.0), (signal.SIGKILL, 10.0))
 # OpenMP threads spin while they wait for each other. Beside other jobs they wait for threads that cannot run: on 2 busy
 # cores one pretraining step took 0.9 s with sleeping threads and over 8 s with spinning ones; idle, 0.5 s either way.
 COMMAND_ENVIRON = {

@@ -1,11 +1,14 @@
 """What a strategy of the FlexibleRunner gets from us. Sharded runs themselves are in test_training_runs.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from torch import nn
 
-from mmcnx2.engine.sharding import complete_strategy, original_dimensions
+from mmcnx2.engine.sharding import ResumableFSDPStrategy, complete_strategy, original_dimensions
 
 
 def completed(**settings) -> Config:
@@ -69,3 +72,28 @@ def test_dimensions_of_an_ordinary_model():
     found = original_dimensions(model)
     assert [found[id(parameter)] for parameter in model.parameters()] == [4, 1, 1, 1]
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_a_whole_checkpoint_appears_when_it_is_complete(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(ResumableFSDPStrategy, '_is_full_state_dict', lambda self: whole)
+    written = []
+
+    def write(self, filename: str, **options) -> None:
+        Path(filename).write_text('new')
+        written.append(Path(filename).name)
+        assert (tmp_path / 'epoch_1.pth').read_text() == ('old' if whole else 'new')
+        if options.get('fails'):
+            raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(FSDPStrategy, 'save_checkpoint', write)
+    path = tmp_path / 'epoch_1.pth'
+    path.write_text('old')
+    strategy = ResumableFSDPStrategy.__new__(ResumableFSDPStrategy)
+    if whole:
+        with pytest.raises(OSError, match='No space'):
+            strategy.save_checkpoint(str(path), fails=True)
+        assert path.read_text() == 'old'
+    strategy.save_checkpoint(str(path))
+    assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
+    assert written[-1] == ('.epoch_1.pth.partial' if whole else 'epoch_1.pth')
