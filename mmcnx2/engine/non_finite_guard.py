@@ -27,6 +27,7 @@ from .step_dump import MEGABYTE, losses_of, write_step_dump
 
 NUM_NAMED = 3
 FOLDER = 'non_finite'  # in the work dir
+COUNTS = 'non_finite_guard'  # in mmengine's message hub: skipped in a row, skipped, poisoned
 
 
 @dataclass
@@ -97,8 +98,10 @@ class NonFiniteGuardHook(Hook):
         self._wrappers = [wrapper for wrapper in _each(runner.optim_wrapper) if _can_be_guarded(wrapper)]
         self._statistics = _batch_statistics(self._model)
         self._kept_statistics = [values.clone() for values in self._statistics]
-        self._in_row = self._num_skipped = self._num_dumps = 0
-        self._poisoned = False  # an earlier batch of the step that is being gathered was bad
+        self._num_dumps = 0
+        # of this run before it was interrupted, too; poisoned: an earlier batch of the step being gathered was bad
+        counts = runner.message_hub.runtime_info.get(COUNTS, (0, 0, False))
+        self._in_row, self._num_skipped, self._poisoned = counts
         self._attached.append(runner.model.register_forward_hook(self._note_losses).remove)
         for wrapper in self._wrappers:
             self._attach(wrapper)
@@ -131,6 +134,9 @@ class NonFiniteGuardHook(Hook):
         else:
             _copy(self._statistics, self._kept_statistics)
             self._poisoned = self._poisoned and not complete
+        # with it into checkpoints; a run that goes on after it was stopped starts counting anew
+        in_row = self._in_row if self._in_row < self.max_in_row else 0
+        runner.message_hub.update_info(COUNTS, (in_row, self._num_skipped, self._poisoned))
         if self._in_row >= self.max_in_row:
             raise FloatingPointError(self._what_to_look_at(runner))
 
@@ -237,7 +243,7 @@ class NonFiniteGuardHook(Hook):
             )
         rates = [group['lr'] for wrapper in self._wrappers for group in wrapper.optimizer.param_groups]
         return (
-            f'{start}not finite; they were skipped, the weights are sound. Look at the learning rate (now '
+            f'{start}not finite; they were skipped, the weights are still finite. Look at the learning rate (now '
             f'{max(rates):.3g}: lower it or warm up longer, or clip: optim_wrapper.clip_grad.max_norm=1), the images '
             f'named in {_folder(runner)}/*.json, and the precision ({type(self._wrappers[0]).__name__}; in half '
             'precision sums of squares such as those of GRN overflow: use bfloat16 or float32). Then go on with '

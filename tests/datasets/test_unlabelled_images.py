@@ -115,6 +115,15 @@ def test_a_bad_file_is_named_once_counted_and_replaced(folder, warnings_logged):
         str(folder / f'{index:02d}.png') for index in range(NUM_GOOD) if index not in (3, 7)]
 
 
+def test_a_file_known_as_bad_is_not_read_again(folder):
+    spoil(folder, 3)
+    tried = []
+    dataset = UnlabelledImages(folder, pipeline=[lambda x: tried.append(x['img_path']) or x, LoadImage(), Keep()])
+    for _ in range(3):
+        dataset[3]
+    assert tried.count(str(folder / '03.png')) == 1 and len(tried) == 4
+
+
 def test_the_replacement_does_not_depend_on_what_happened_before(folder):
     spoil(folder, 3, 7)
     fresh, experienced = plain(folder), plain(folder)
