@@ -65,8 +65,10 @@ def test_the_older_one_goes_after_the_new_one_is_named(tmp_path):
     runner, hook = start(tmp_path, max_keep_ckpts=1)
     save(runner, hook, 1)
     runner.on_save = lambda: files_while_saving.append((files(tmp_path), pointer(tmp_path)))
-    files_while_saving = []
+    files_while_saving, named_when_removing, remove = [], [], hook._remove
+    hook._remove = lambda names: (named_when_removing.append(pointer(tmp_path)), remove(names))
     save(runner, hook, 2)
+    assert named_when_removing == ['epoch_2.pth']
     assert files_while_saving == [({'epoch_1.pth', 'last_checkpoint'}, 'epoch_1.pth')]
     assert files(tmp_path) == {'epoch_2.pth', 'last_checkpoint'} and pointer(tmp_path) == 'epoch_2.pth'
 
