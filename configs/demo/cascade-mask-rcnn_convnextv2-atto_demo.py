@@ -3,8 +3,9 @@
 Run:    python tools/train.py configs/demo/cascade-mask-rcnn_convnextv2-atto_demo.py \
             --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/fcmae_convnextv2-atto_demo/epoch_18.pth
 Needs:  data/demo (python tools/prepare_data.py demo); no GPU; without a checkpoint it starts from random weights
-Expect: box AP 0.412 and mask AP 0.417 from FCMAE after 500 iterations (train_cfg.max_iters=500, one seed, 2 cores of an
-        AMD EPYC, Python 3.11.7, torch 2.12.1, onedl-mmdetection 3.5.1, 2026-11-21); at 1000 not run yet
+Expect: box AP 0.412 and mask AP 0.417 from FCMAE after 500 iterations (train_cfg.max_iters=500, one seed, 2 cores of
+        an AMD EPYC, Python 3.11.7, torch 2.12.1, onedl-mmdetection 3.5.1, 2026-11-21, with pictures in another order
+        than now); at 1000 not run yet
 Source: the heads of Cascade Mask R-CNN, shrunken as those of the Mask R-CNN beside it: 64 channels, 64 RoIs a stage,
         one box conv and two mask convolutions, BatchNorm, 128 px; the learning rate and the schedule are ours
 """
