@@ -15,7 +15,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_mean_over_two_processes(tmp_path):
-    mp.start_processes(_process, args=(str(tmp_path),), nprocs=2, start_method='fork')
+    mp.start_processes(_process, args=(str(tmp_path),), nprocs=2, start_method='spawn')
     for rank in (0, 1):
         outputs = torch.load(tmp_path / f'{rank}.pth')
         assert outputs['loss'].item() == 2

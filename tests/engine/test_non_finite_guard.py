@@ -307,7 +307,7 @@ def _train_as_one_of_two(rank: int, folder, accumulate: int, sharded: bool) -> N
 
 @pytest.mark.parametrize(('accumulate', 'sharded'), [(1, False), (2, False), (1, True)])
 def test_two_processes_skip_the_same_steps(tmp_path, accumulate, sharded):
-    mp.start_processes(_one_of_two, args=(tmp_path, accumulate, sharded), nprocs=2, start_method='fork')
+    mp.start_processes(_one_of_two, args=(tmp_path, accumulate, sharded), nprocs=2, start_method='spawn')
     (first, num_first), (second, num_second) = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
     assert_equal_states(first, second)  # both saw the same pictures otherwise
     assert num_first == num_second == 3

@@ -90,6 +90,6 @@ def _one_of_two(rank: int, folder) -> None:
 
 
 def test_two_processes_report_what_both_met(folder, tmp_path):
-    mp.start_processes(_one_of_two, args=(tmp_path,), nprocs=2, start_method='fork')
+    mp.start_processes(_one_of_two, args=(tmp_path,), nprocs=2, start_method='spawn')
     report = (tmp_path / 'run/skipped_images.txt').read_text()
     assert report.splitlines()[1:] == [f'empty\t{folder}/03.png', f'not a picture\t{folder}/07.png']
