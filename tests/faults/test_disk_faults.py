@@ -1,5 +1,6 @@
 """Disks that fill up and folders that vanish, without root: one line, exit code 1, whole checkpoints, and going on."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -59,29 +60,34 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(train, monkeypatch):
     assert sorted(path.name for path in Path('run').glob('*.pth')) == ['epoch_2.pth', 'epoch_3.pth']
 
 
-@pytest.fixture
-def limit_files():
-    """A function after whose call no file can grow beyond so many bytes."""
+@contextlib.contextmanager
+def limited_files():
+    """A function after whose call, inside the block, no file can grow beyond so many bytes; pytest's log neither."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_at_the_start(train, limit_files):
-    limit_files(3200)  # less than the copy of the config
-    code, err, out = train()
+def test_a_disk_that_is_full_at_the_start(train):
+    with limited_files() as limit:
+        limit(3200)  # less than the copy of the config
+        code, err, out = train()
     assert code == 1
     assert 'File too large' in only_error(err, out) and 'Make room' in err[0]
     assert Path('run').is_dir() and not left_over('run')
 
 
-def test_logs_that_cannot_be_written_stop_the_run(train, monkeypatch, limit_files):
-    def fill(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == 4:
-            limit_files(10)
+def test_logs_that_cannot_be_written_stop_the_run(train, monkeypatch):
+    with limited_files() as limit:
 
-    monkeypatch.setattr(AverageLossHook, 'after_train_iter', fill)
-    code, err, out = train()
+        def fill(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 4:
+                limit(10)
+
+        monkeypatch.setattr(AverageLossHook, 'after_train_iter', fill)
+        code, err, out = train()
     assert code == 1
     assert 'File too large' in only_error(err, out) and 'Epoch(train) [1][5/8]' in out and '[6/8]' not in out
     assert not left_over('run') and not Path('run/traceback.txt').exists()
