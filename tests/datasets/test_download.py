@@ -264,7 +264,7 @@ def test_a_part_that_is_too_long_starts_over(get, server, tmp_path, num_bytes):
 
 
 def test_a_killed_process_is_continued(get, server, tmp_path):
-    server.pause_s = 0.05
+    server.pause_s = 0.2
     script = (
         'import sys; from mmcnx2.datasets.download import *; '
         'fetch(Archive(sys.argv[1], sys.argv[2], int(sys.argv[3])), sys.argv[4])'
@@ -280,6 +280,7 @@ def test_a_killed_process_is_continued(get, server, tmp_path):
         get()
     process.send_signal(signal.SIGKILL)
     process.wait()
+    time.sleep(5 * server.pause_s)  # until the server has noticed; it counts what it sends
     kept = part.stat().st_size
     assert 1_000_000 < kept < NUM_BYTES
     server.pause_s, server.num_sent = 0.0, 0
