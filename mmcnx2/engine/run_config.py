@@ -23,6 +23,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 import mmcnx2
 from mmcnx2.checkpoint.read import read_for_run
+from mmcnx2.engine import rendezvous
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
@@ -190,11 +191,17 @@ def _collate_as_mmpretrain(cfg: Config) -> None:
 def start_distributed(cfg: Config) -> None:
     """Joins the processes over gloo on a machine without an accelerator, where mmengine only knows how to use CUDA.
 
-    With one, the runner starts the backend that the config names. Slurm's and MPI's variables are turned into torch's,
+    With one, the runner starts the backend that the config names; processes that were started again find each other as
+    rendezvous.py says. Slurm's and MPI's variables are turned into torch's,
     the model is wrapped without device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
     """
     launcher = cfg.launcher
-    if launcher == 'none' or get_device() != 'cpu' or torch.distributed.is_initialized():
+    if launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if get_device() != 'cpu':
+        if rendezvous.init_method():  # the runner passes it on
+            env_cfg = cfg.setdefault('env_cfg', ConfigDict())
+            env_cfg.setdefault('dist_cfg', ConfigDict())['init_method'] = rendezvous.init_method()
         return
     if launcher == 'slurm':
         names = dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID')
@@ -219,7 +226,7 @@ def start_distributed(cfg: Config) -> None:
         os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')
-    torch.distributed.init_process_group('gloo')
+    torch.distributed.init_process_group('gloo', init_method=rendezvous.init_method())
     tell(f'No CUDA device: {os.environ["WORLD_SIZE"]} processes on the CPU, joined over gloo')
     wrapper = cfg.setdefault(
         'model_wrapper_cfg',
