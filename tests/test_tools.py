@@ -552,7 +552,7 @@ def test_the_launcher_for_slurm_passes_signals_on(slurm):
 
 def test_processes_on_the_cpu_use_bn_for_syncbn_and_say_so(monkeypatch, capsys):
     monkeypatch.setattr(run_config, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend: None)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, init_method: None)
     for name, value in dict(SLURM_PROCID='0', SLURM_NTASKS='2', SLURM_LOCALID='0', MASTER_ADDR='head').items():
         monkeypatch.setenv(name, value)
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'):

@@ -27,7 +27,7 @@ try:
     from mmengine.runner import Runner
 
     import mmcnx2  # noqa: F401  (its registries)
-    from mmcnx2.engine import run_config
+    from mmcnx2.engine import rendezvous, run_config
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
     sys.exit(
@@ -183,7 +183,7 @@ def main() -> None:
             if args.out and args.out.endswith('.json'):
                 Path(args.out).parent.mkdir(parents=True, exist_ok=True)
                 Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
-        run_config.end_distributed()
+        rendezvous.part()
 
 
 if __name__ == '__main__':

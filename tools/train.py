@@ -24,7 +24,7 @@ try:
     from mmengine.device import get_device
 
     import mmcnx2  # noqa: F401  (its registries)
-    from mmcnx2.engine import resuming, run_config
+    from mmcnx2.engine import rendezvous, resuming, run_config
     from mmcnx2.engine.preemption import PreemptionHook
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
@@ -129,7 +129,7 @@ def main() -> None:
         runner = run_config.build_runner(cfg, strict=bool(cfg.get('resume')))
         runner.register_hook(preemption)
         runner.train()
-        run_config.end_distributed()
+        rendezvous.part()
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 
+from . import rendezvous
 from .checkpoint_hook import CheckpointHook
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -94,9 +95,7 @@ class PreemptionHook(Hook):
             runner.logger.info(f'Saved {hook.last_ckpt}; the run goes on from there with --resume.')
         self._is_leaving = True
         self._note_exit()
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # launchers end the others as soon as one process has ended
-            torch.distributed.destroy_process_group()
+        rendezvous.part(EXIT_CODE)
         raise SystemExit(EXIT_CODE)
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -248,16 +248,6 @@ def start_distributed(cfg: Config) -> None:
         )
 
 
-def end_distributed() -> None:
-    """Waits for the other processes and leaves the group; a run that succeeded calls it last.
-
-    Without it gloo's threads may still run while the interpreter ends, which aborts the process now and then.
-    """
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 def read_safely(unsafe_load: bool) -> None:
     """Lets the whole process read checkpoints as `mmcnx2.checkpoint.read_checkpoint` does: checked, without running
     code from them.

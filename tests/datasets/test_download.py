@@ -198,6 +198,7 @@ def test_a_file_that_lies_there_is_verified(get, tmp_path, server):
 
 
 def test_another_size_is_noticed_before_it_is_fetched(get, server):
+    server.pause_s = 0.02  # else the whole file waits in buffers before the client can hang up
     with pytest.raises(ValueError, match='offers 3,000,017 bytes, the published file has 3,000,018'):
         get(num_bytes=NUM_BYTES + 1)
     assert server.num_sent < NUM_BYTES

@@ -15,7 +15,7 @@ from mmcnx2.engine import rendezvous, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 JOIN = """
-import sys, datetime, torch
+import atexit, sys, datetime, torch
 from mmcnx2.engine import rendezvous
 print('imported', flush=True)
 sys.stdin.readline()
@@ -23,7 +23,10 @@ torch.distributed.init_process_group(
     'gloo', init_method=rendezvous.init_method(), timeout=datetime.timedelta(seconds=float(sys.argv[1])))
 value = torch.tensor(1.0 + torch.distributed.get_rank())
 torch.distributed.all_reduce(value)
-print('sum', value.item(), flush=True)
+atexit.register(print, 'at exit', flush=True)
+print('sum', value.item())
+rendezvous.part(3)
+print('still there')
 """
 
 
@@ -59,7 +62,8 @@ def test_a_quick_process_waits_for_its_peer_and_not_for_the_dead_one(store):
         time.sleep(2 * restart)  # rank 1 looks for the address of rank 0, which writes it only now
         outputs = [process.communicate('\n', timeout=120)[0] if process is processes[0] else '' for process in processes]
         outputs[1] = processes[1].communicate(timeout=120)[0]
-        assert [output.splitlines()[-1:] for output in outputs] == [['sum 3.0']] * 2, outputs
+        assert [output.splitlines()[-2:] for output in outputs] == [['sum 3.0', 'at exit']] * 2, outputs
+        assert [process.returncode for process in processes] == [3, 3]
 
 
 def test_on_a_gpu_the_runner_is_told(monkeypatch):
