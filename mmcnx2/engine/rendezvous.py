@@ -8,7 +8,8 @@ of its own.
 At the end an interpreter stops threads of gloo and of torch in the middle of C++ code, and now and then that aborts a
 run that had done everything (`terminate called without an active exception`, exit code 134).
 
-Touch this file for these two; which backend joins is run_config.py's business. Guarded by tests/engine/test_rendezvous.py.
+Touch this file for these two; which backend joins is run_config.py's business. Guarded by
+tests/engine/test_rendezvous.py.
 """
 
 from __future__ import annotations

@@ -60,8 +60,7 @@ def test_a_quick_process_waits_for_its_peer_and_not_for_the_dead_one(store):
         processes[1].stdin.write('\n')
         processes[1].stdin.flush()
         time.sleep(2 * restart)  # rank 1 looks for the address of rank 0, which writes it only now
-        outputs = [process.communicate('\n', timeout=120)[0] if process is processes[0] else '' for process in processes]
-        outputs[1] = processes[1].communicate(timeout=120)[0]
+        outputs = [processes[0].communicate('\n', timeout=120)[0], processes[1].communicate(timeout=120)[0]]
         assert [output.splitlines()[-2:] for output in outputs] == [['sum 3.0', 'at exit']] * 2, outputs
         assert [process.returncode for process in processes] == [3, 3]
 

@@ -26,7 +26,8 @@ from torchvision.ops import StochasticDepth
 from mmcnx2.checkpoint import load_pretrained_backbone
 from mmcnx2.registry import MODELS
 
-from ..layers import GRN, DenseLayout, Layout, PatchLinear
+from ..layers import GRN, DenseLayout, DepthwiseConv, Layout, PatchLinear
+from ..layers.kernel_choice import check_kernels
 
 NORM_EPS = 1e-6
 STRIDES = (4, 8, 16, 32)
@@ -79,7 +80,7 @@ class ConvNeXtV2Block(nn.Module):
         self, num_channels: int, drop_path_rate: float = 0.0, use_grn: bool = True, layer_scale_init_value: float = 0.0
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(num_channels, num_channels, kernel_size=7, padding=3, groups=num_channels)
+        self.dwconv = DepthwiseConv(num_channels, kernel_size=7)
         self.norm = nn.LayerNorm(num_channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(num_channels, 4 * num_channels)
         self.grn = GRN(4 * num_channels) if use_grn else None
@@ -88,16 +89,15 @@ class ConvNeXtV2Block(nn.Module):
             nn.Parameter(torch.full((num_channels,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
         )
         self.drop_path = StochasticDepth(drop_path_rate, mode='row') if drop_path_rate > 0 else nn.Identity()
-        for layer in (self.dwconv, self.pwconv1, self.pwconv2):
+        for layer in (self.pwconv1, self.pwconv2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Values of the same shape, in any layout."""
-        y = self.norm(layout.conv(x, self.dwconv))
-        y = F.gelu(self.pwconv1(y))
-        if self.grn is not None:
-            y = self.grn(y, layout)
+        y = self.norm(self.dwconv(x, layout))
+        y = self.pwconv1(y)
+        y = F.gelu(y) if self.grn is None else self.grn(y, layout, after_gelu=True)
         y = self.pwconv2(y)
         if self.gamma is not None:
             y = y * self.gamma
@@ -123,6 +123,8 @@ class ConvNeXtV2(BaseModule):
         layer_scale_init_value: V1: 1e-6; 0 for none.
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
+        kernels: 'auto', 'torch' or 'cpp': which implementation computes, with equal results up to rounding
+            (layers/kernel_choice.py).
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout
             that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`. None as PATH: random
             weights, and a line in the log that says so.
@@ -145,6 +147,7 @@ class ConvNeXtV2(BaseModule):
         layer_scale_init_value: float = 0.0,
         frozen_stages: int = 0,
         with_cp: bool = False,
+        kernels: str = 'auto',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -159,7 +162,9 @@ class ConvNeXtV2(BaseModule):
             raise ValueError(f'frozen_stages={frozen_stages}: choose 0 (none) to {num_stages} (all).')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a probability in [0, 1).')
+        check_kernels(kernels)
         self.in_channels, self.with_cp, self.frozen_stages = in_channels, with_cp, frozen_stages
+        self.kernels = kernels
         self.out_indices = sorted({i % num_stages for i in indices})
         self.gap_before_final_norm = gap_before_final_norm
         if gap_before_final_norm and not (out_norm and num_stages - 1 in self.out_indices):
@@ -205,7 +210,7 @@ class ConvNeXtV2(BaseModule):
             )
         if min(H, W) < self.total_stride:
             raise ValueError(f'the images are {H} x {W} px; the backbone needs at least {self.total_stride} px a side.')
-        layout = layout or DenseLayout()
+        layout = layout or DenseLayout(kernels=self.kernels)
         x = layout.from_images(images_BCHW)
         maps = []
         for i, (downsample, blocks) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):

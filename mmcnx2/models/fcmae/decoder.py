@@ -27,10 +27,16 @@ class FCMAEDecoder(BaseModule):
         in_channels: width of the encoder's last stage (FCMAE fills it in).
         decoder_channels: width of the decoder.
         decoder_depth: number of blocks; 0 is allowed.
+        kernels: as the backbone's (FCMAE fills it in).
     """
 
     def __init__(
-        self, in_channels: int, decoder_channels: int = 512, decoder_depth: int = 1, init_cfg: dict | None = None
+        self,
+        in_channels: int,
+        decoder_channels: int = 512,
+        decoder_depth: int = 1,
+        kernels: str = 'auto',
+        init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if decoder_channels < 1 or decoder_depth < 0:
@@ -39,6 +45,7 @@ class FCMAEDecoder(BaseModule):
                 'and 0 blocks deep.'
             )
         self.decoder_channels = decoder_channels
+        self.kernels = kernels
         self.proj = nn.Linear(in_channels, decoder_channels)
         self.mask_token = nn.Parameter(torch.zeros(decoder_channels))
         self.blocks = nn.ModuleList(ConvNeXtV2Block(decoder_channels) for _ in range(decoder_depth))
@@ -55,7 +62,7 @@ class FCMAEDecoder(BaseModule):
         """
         x_BHWC = self.proj(features_BCHW.permute(0, 2, 3, 1))
         x_BHWC = torch.where(visible_BHW[..., None], x_BHWC, self.mask_token.to(x_BHWC.dtype))
-        layout = DenseLayout()
+        layout = DenseLayout(kernels=self.kernels)
         for block in self.blocks:
             x_BHWC = block(x_BHWC, layout)
         return x_BHWC

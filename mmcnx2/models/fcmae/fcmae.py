@@ -35,7 +35,7 @@ class FCMAE(BaseModel):
 
     Args:
         backbone: config of a backbone written against layouts; out_norm=False and the last map alone are set.
-        neck: config of the decoder; its in_channels is filled in.
+        neck: config of the decoder; its in_channels is filled in, and the backbone's kernels.
         head: config of the head; in_channels, image_channels and stride are filled in.
         mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
         patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
@@ -84,7 +84,12 @@ class FCMAE(BaseModel):
                 f'patch_size={patch_size} is not a multiple of the total stride of the backbone, {stride} px.'
             )
         self.neck = MODELS.build(
-            {'type': 'mmcnx2.FCMAEDecoder', **(neck or {}), 'in_channels': self.backbone.channels[-1]}
+            {
+                'type': 'mmcnx2.FCMAEDecoder',
+                'kernels': self.backbone.kernels,
+                **(neck or {}),
+                'in_channels': self.backbone.channels[-1],
+            }
         )
         self.head = MODELS.build(
             {
@@ -182,7 +187,7 @@ class FCMAE(BaseModel):
         return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
 
     def _layout_of(self, visible_BGG: Tensor) -> Layout:
-        return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over)
+        return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over, kernels=self.backbone.kernels)
 
     def _check_sizes(self, images_BCHW: Tensor, grid_shape: tuple[int, int]) -> None:
         sizes = tuple(images_BCHW.shape[-2:])

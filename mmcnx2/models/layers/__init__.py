@@ -1,7 +1,8 @@
 """Mathematics of the models: no registry, no config, no file access."""
 
+from .depthwise import DepthwiseConv
 from .grn import GRN
 from .layout import DenseLayout, Layout, VisibleLayout
 from .patch_linear import PatchLinear
 
-__all__ = ['GRN', 'DenseLayout', 'Layout', 'PatchLinear', 'VisibleLayout']
+__all__ = ['GRN', 'DenseLayout', 'DepthwiseConv', 'Layout', 'PatchLinear', 'VisibleLayout']

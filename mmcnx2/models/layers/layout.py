@@ -1,9 +1,10 @@
 """Where the positions of a feature map live. A block computes; a layout knows its neighbours.
 
 A layout answers four questions: how pixels become its values (`from_images`), what a depthwise convolution gives
-(`conv`), over which positions GRN sums (`channel_norms`), and what ordinary map the values stand for (`to_map`). All
-values are channels last. A convolution whose stride equals its kernel never leaves a position's own window: it is a
-linear layer in any layout (patch_linear.py).
+(`conv`), over which positions GRN sums (`channel_norms`, `num_grn_groups`), and what ordinary map the values stand for
+(`to_map`). All values are channels last. Its `kernels` say which implementation computes (kernel_choice.py). A
+convolution whose stride equals its kernel never leaves a position's own window: it is a linear layer in any layout
+(patch_linear.py).
 
 Shape letters: B images, C channels, H W rows and columns, G G rows and columns of the grid of cells (the two need not
 be equal), K visible cells per image, P positions per side of a cell at the current stride, S pixels per side of a
@@ -21,15 +22,22 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from . import cpu_kernels
+from .depthwise import DepthwiseConv
+from .kernel_choice import check_kernels, under_autocast, uses_cpp
+
 GRN_SCOPES = ('image', 'batch')
 
 
 class Layout(Protocol):
     """What a backbone asks of a layout; see the head of this file."""
 
+    kernels: str
+
     def from_images(self, images_BCHW: Tensor) -> Tensor: ...
     def conv(self, x: Tensor, module: nn.Module) -> Tensor: ...
     def channel_norms(self, x: Tensor) -> Tensor: ...
+    def num_grn_groups(self, x: Tensor) -> int | None: ...
     def to_map(self, x: Tensor) -> Tensor: ...
 
 
@@ -50,6 +58,19 @@ def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
     return module(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def _cpp_convolves(x: Tensor, module: nn.Module, kernels: str) -> bool:
+    return isinstance(module, DepthwiseConv) and module.kernel_size == (7, 7) and uses_cpp(kernels, x)
+
+
+def _conv_by_cpp(
+    x: Tensor, module: nn.Module, places_N: Tensor | None, num_images: int, grid: tuple[int, int]
+) -> Tensor:
+    """The convolution of values (..., P, Q, C), cells as cpu_kernels.depthwise takes them."""
+    cells_NPQC = under_autocast(x).contiguous().flatten(0, -4)
+    weight, bias = module.weight.float(), module.bias.float()
+    return cpu_kernels.depthwise(cells_NPQC, weight, bias, places_N, num_images, list(grid)).view(x.shape)
+
+
 class DenseLayout:
     """Every position of the map is there: values x_BHWC.
 
@@ -59,11 +80,15 @@ class DenseLayout:
     Args:
         visible_BGG: bool, True where a cell is seen; None for ordinary images.
         grn_over: 'image' or 'batch'.
+        kernels: as in kernel_choice.py; a masked map is always computed by PyTorch's operators.
     """
 
-    def __init__(self, visible_BGG: Tensor | None = None, grn_over: str = 'image') -> None:
+    def __init__(self, visible_BGG: Tensor | None = None, grn_over: str = 'image', kernels: str = 'auto') -> None:
         check_grn_over(grn_over)
+        check_kernels(kernels)
         self.visible_BGG = visible_BGG
+        self.grn_over = grn_over
+        self.kernels = kernels if visible_BGG is None else 'torch'
         self.grn_dims = (1, 2) if grn_over == 'image' else (0, 1, 2)
 
     def _hide(self, x_BHWC: Tensor) -> Tensor:
@@ -79,11 +104,19 @@ class DenseLayout:
 
     def conv(self, x_BHWC: Tensor, module: nn.Module) -> Tensor:
         """The stride-1, size-preserving convolution `module` (NCHW) of the map."""
+        if _cpp_convolves(x_BHWC, module, self.kernels):
+            return _conv_by_cpp(x_BHWC, module, None, len(x_BHWC), (1, 1))
         return _conv_channels_last(self._hide(x_BHWC), module)
 
     def channel_norms(self, x_BHWC: Tensor) -> Tensor:
         """L2 norm of each channel, (B, 1, 1, C) per image or (1, 1, 1, C) over the batch, at least float32."""
         return _norm_over(self._hide(x_BHWC), self.grn_dims)
+
+    def num_grn_groups(self, x_BHWC: Tensor) -> int | None:
+        """Into how many equal parts the positions fall, over each of which GRN sums; None where some do not count."""
+        if self.visible_BGG is not None:
+            return None
+        return len(x_BHWC) if self.grn_over == 'image' else 1
 
     def to_map(self, x_BHWC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W); zero in hidden cells."""
@@ -126,13 +159,16 @@ class VisibleLayout:
     Args:
         visible_BGG: bool, True where a cell is seen.
         grn_over: 'image' or 'batch'.
+        kernels: as in kernel_choice.py.
 
     Raises:
         ValueError: images see different numbers of cells, or none.
     """
 
-    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image') -> None:
+    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image', kernels: str = 'auto') -> None:
         check_grn_over(grn_over)
+        check_kernels(kernels)
+        self.grn_over, self.kernels = grn_over, kernels
         self.grn_dims = (1, 2, 3) if grn_over == 'image' else (0, 1, 2, 3)
         self.num_images, *self.grid_shape = visible_BGG.shape
         self.cells_N = visible_BGG.flatten().nonzero().squeeze(1)  # flat index of each visible cell in (B, G, G)
@@ -175,6 +211,8 @@ class VisibleLayout:
 
     def conv(self, x_BKPPC: Tensor, module: nn.Module) -> Tensor:
         """The stride-1, size-preserving convolution `module` (NCHW) at visible positions; hidden ones enter as zero."""
+        if _cpp_convolves(x_BKPPC, module, self.kernels):
+            return _conv_by_cpp(x_BKPPC, module, self.cells_N, self.num_images, self.grid_shape)
         dense_BHWC = _conv_channels_last(self._spread(x_BKPPC), module)
         rows = dense_BHWC.reshape(-1, dense_BHWC.shape[-1])
         return _TakeRows.apply(rows, self._places_at(x_BKPPC.shape[-2])).view(*x_BKPPC.shape[:-1], -1)
@@ -183,6 +221,10 @@ class VisibleLayout:
         """L2 norm of each channel over visible positions, (B, 1, 1, 1, C) per image or (1, 1, 1, 1, C), at least
         float32."""
         return _norm_over(x_BKPPC, self.grn_dims)
+
+    def num_grn_groups(self, x_BKPPC: Tensor) -> int:
+        """Into how many equal parts the positions fall, over each of which GRN sums."""
+        return self.num_images if self.grn_over == 'image' else 1
 
     def to_map(self, x_BKPPC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W); zero in hidden cells."""

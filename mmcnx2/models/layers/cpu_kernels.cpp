@@ -1,0 +1,424 @@
+// The two steps of a ConvNeXt block that PyTorch is slow at on a CPU: the depthwise convolution (its backward pass above
+// all) and GELU with GRN. Matrix products, norms and sums are left to PyTorch.
+//
+// Compiled and loaded by cpu_kernels.py, which also says what the arguments mean and allocates every result; no torch
+// headers, so that it compiles in seconds. Touch it for speed; not for what the steps mean (layout.py, grn.py), which the
+// tests hold against PyTorch. Guarded by tests/models/test_cpu_kernels.py.
+//
+// Values are float or bfloat16, arithmetic is float. A `vec` holds LANES neighbouring channels. Results do not depend on
+// the number of threads: what is added up in parts is cut into the same parts always.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <omp.h>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+using integer = int64_t;
+using bfloat16 = uint16_t;
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float unaligned_vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t bits_vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t int_vec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
+
+// ---------------------------------------------------------------------------------------------- loading and storing
+
+static inline vec all(float value) { return value - vec{}; }
+
+static inline vec from_bits(half_vec half) { return (vec)(__builtin_convertvector(half, bits_vec) << 16); }
+
+static inline half_vec to_bits(vec value) {  // round to nearest even; NaN stays NaN
+    bits_vec bits = (bits_vec)value;
+    bits_vec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bits_vec quiet = (bits >> 16) | 0x40;
+    return __builtin_convertvector((int_vec)(value == value) ? rounded : quiet, half_vec);
+}
+
+static inline vec load(const float* from) { return *(const unaligned_vec*)from; }
+static inline vec load(const bfloat16* from) {
+    half_vec half;
+    std::memcpy(&half, from, sizeof half);
+    return from_bits(half);
+}
+static inline void store(float* to, vec value) { *(unaligned_vec*)to = value; }
+static inline void store(bfloat16* to, vec value) {
+    half_vec half = to_bits(value);
+    std::memcpy(to, &half, sizeof half);
+}
+
+// The last channels, where fewer than LANES are left; the other lanes are zero
+static inline vec load(const float* from, int lanes) {
+    if (lanes == LANES) return load(from);
+    vec value = {};
+    std::memcpy(&value, from, sizeof(float) * lanes);
+    return value;
+}
+static inline vec load(const bfloat16* from, int lanes) {
+    if (lanes == LANES) return load(from);
+    half_vec half = {};
+    std::memcpy(&half, from, sizeof(bfloat16) * lanes);
+    return from_bits(half);
+}
+static inline void store(float* to, vec value, int lanes) {
+    if (lanes == LANES) return store(to, value);
+    std::memcpy(to, &value, sizeof(float) * lanes);
+}
+static inline void store(bfloat16* to, vec value, int lanes) {
+    if (lanes == LANES) return store(to, value);
+    half_vec half = to_bits(value);
+    std::memcpy(to, &half, sizeof(bfloat16) * lanes);
+}
+
+// ------------------------------------------------------------------------------------------ depthwise 7 x 7 convolution
+//
+// Of each image, a band of rows and LANES channels are laid out in a buffer with zeros in hidden cells and around the
+// map. There every output position finds its neighbours without asking which of them exist.
+
+constexpr int KERNEL = 7, REACH = 3;
+constexpr integer BUFFER_BYTES = 384 * 1024;  // stays in a second-level cache
+
+// Cells of P x Q positions and C channels, `visible` of each image's grid of rows x columns cells, ascending; the
+// grid positions of all of them in `cells` (index within the batch's grids), or null when each image is one cell.
+struct Cells {
+    const integer* cells;
+    integer images, rows, columns, visible, P, Q, C;
+
+    integer height() const { return rows * P; }
+    integer pitch() const { return columns * Q + 2 * REACH; }  // positions per row of the buffer
+    integer blocks() const { return (C + LANES - 1) / LANES; }
+    int lanes(integer block) const { return std::min<integer>(LANES, C - block * LANES); }
+    integer rows_per_band() const {
+        integer fitting = BUFFER_BYTES / (integer)(pitch() * sizeof(vec)) - 2 * REACH;
+        return std::min(height(), std::max<integer>(fitting, 8));
+    }
+    integer bands() const { return (height() + rows_per_band() - 1) / rows_per_band(); }
+    integer grid_position(integer cell) const { return cells ? cells[cell] % (rows * columns) : 0; }
+    integer first_row(integer cell) const { return grid_position(cell) / columns * P; }
+    integer first_column(integer cell) const { return grid_position(cell) % columns * Q; }
+    bool all_visible() const { return visible == rows * columns; }
+};
+
+class Buffer {
+  public:
+    explicit Buffer(const Cells& shape) : shape(shape) {
+        size = (shape.rows_per_band() + 2 * REACH) * shape.pitch();
+        at = (vec*)std::aligned_alloc(64, (size * sizeof(vec) + 63) / 64 * 64);
+        std::memset((void*)at, 0, size * sizeof(vec));
+    }
+    ~Buffer() { std::free(at); }
+
+    // Rows [first - REACH, last + REACH) of an image, as far as they exist
+    template <class T> void fill(const T* values, integer image, integer first, integer last, integer block) {
+        bool other_place = image != filled_image || first != filled_first;
+        if (other_place && (shape.bands() > 1 || !shape.all_visible())) std::memset((void*)at, 0, size * sizeof(vec));
+        filled_image = image, filled_first = first;
+        int lanes = shape.lanes(block);
+        for (integer cell = image * shape.visible; cell < (image + 1) * shape.visible; ++cell) {
+            integer top = shape.first_row(cell);
+            integer from = std::max(top, first - REACH), to = std::min(top + shape.P, last + REACH);
+            for (integer row = from; row < to; ++row) {
+                const T* source = values + ((cell * shape.P + row - top) * shape.Q) * shape.C + block * LANES;
+                vec* target = at + (row - first + REACH) * shape.pitch() + shape.first_column(cell) + REACH;
+                if (lanes == LANES)
+                    for (integer x = 0; x < shape.Q; ++x) target[x] = load(source + x * shape.C);
+                else
+                    for (integer x = 0; x < shape.Q; ++x) target[x] = load(source + x * shape.C, lanes);
+            }
+        }
+    }
+
+    // The window of a position: its upper left corner, of the first position of a row of a cell
+    const vec* window(integer row, integer column) const { return at + (row - filled_first) * shape.pitch() + column; }
+
+  private:
+    const Cells& shape;
+    vec* at;
+    integer size, filled_image = -1, filled_first = -1;
+};
+
+// N outputs side by side; each input is read once per row of the kernel
+template <int N, class T>
+static inline void convolve_piece(const vec* window, integer pitch, const vec* weights, vec bias, T* out, integer C, int lanes) {
+    vec sums[N];
+    for (int n = 0; n < N; ++n) sums[n] = bias;
+    for (int row = 0; row < KERNEL; ++row, window += pitch, weights += KERNEL) {
+        vec taps[KERNEL];
+        for (int tap = 0; tap < KERNEL; ++tap) taps[tap] = weights[tap];
+#pragma GCC unroll 32
+        for (int i = 0; i < N + KERNEL - 1; ++i) {
+            vec value = window[i];
+#pragma GCC unroll 8
+            for (int tap = 0; tap < KERNEL; ++tap)
+                if (i - tap >= 0 && i - tap < N) sums[i - tap] += value * taps[tap];
+        }
+    }
+    if (lanes == LANES)
+        for (int n = 0; n < N; ++n) store(out + n * C, sums[n]);
+    else
+        for (int n = 0; n < N; ++n) store(out + n * C, sums[n], lanes);
+}
+
+template <class T>
+static void convolve_row(const vec* window, integer pitch, const vec* weights, vec bias, T* out, integer length, integer C, int lanes) {
+    integer x = 0;
+    auto pieces = [&]<int N>(std::integral_constant<int, N>) {
+        for (; x + N <= length; x += N) convolve_piece<N>(window + x, pitch, weights, bias, out + x * C, C, lanes);
+    };
+    if (length % 7 == 0) {  // 56, 28, 14, 7: the maps of a 224 px image
+        pieces(std::integral_constant<int, 14>());
+        pieces(std::integral_constant<int, 7>());
+    }
+    pieces(std::integral_constant<int, 8>());
+    pieces(std::integral_constant<int, 4>());
+    pieces(std::integral_constant<int, 2>());
+    pieces(std::integral_constant<int, 1>());
+}
+
+// d weight[k] += sum over positions p of x[p] * dy[p - k], with the buffer holding dy
+template <class T>
+static inline void add_weight_gradient(const vec* window, integer pitch, const T* x, integer length, integer C, int lanes, vec* sums) {
+    for (int row = 0; row < KERNEL; ++row) {
+        const vec* line = window + (KERNEL - 1 - row) * pitch;
+        vec taps[KERNEL];
+        for (int tap = 0; tap < KERNEL; ++tap) taps[tap] = sums[row * KERNEL + tap];
+        for (integer i = 0; i < length; ++i) {
+            vec value = load(x + i * C, lanes);
+#pragma GCC unroll 8
+            for (int tap = 0; tap < KERNEL; ++tap) taps[tap] += value * line[i + KERNEL - 1 - tap];
+        }
+        for (int tap = 0; tap < KERNEL; ++tap) sums[row * KERNEL + tap] = taps[tap];
+    }
+}
+
+// Weights (C, 7, 7) of a block of channels, one vec per tap
+static void gather_weights(const float* weight, const Cells& shape, integer block, bool flipped, vec* taps) {
+    constexpr int TAPS = KERNEL * KERNEL;
+    for (int tap = 0; tap < TAPS; ++tap) {
+        taps[tap] = vec{};
+        for (int lane = 0; lane < shape.lanes(block); ++lane)
+            taps[tap][lane] = weight[(block * LANES + lane) * TAPS + (flipped ? TAPS - 1 - tap : tap)];
+    }
+}
+
+// Calls do(cell, row of the map, offset of the row's first value) for the rows [first, last) of an image
+template <class F> static void for_rows(const Cells& shape, integer image, integer first, integer last, F&& act) {
+    for (integer cell = image * shape.visible; cell < (image + 1) * shape.visible; ++cell) {
+        integer top = shape.first_row(cell), column = shape.first_column(cell);
+        for (integer row = std::max(top, first); row < std::min(top + shape.P, last); ++row)
+            act(row, column, (cell * shape.P + row - top) * shape.Q * shape.C);
+    }
+}
+
+template <class T>
+static void depthwise_forward(const T* x, const float* weight, const float* bias, T* out, const Cells& shape) {
+    integer bands = shape.bands(), height = shape.rows_per_band();
+#pragma omp parallel
+    {
+        Buffer buffer(shape);
+        vec taps[KERNEL * KERNEL];
+        // all blocks of a band after each other: hidden positions are zeroed once
+#pragma omp for collapse(2) schedule(static)
+        for (integer place = 0; place < shape.images * bands; ++place)
+            for (integer block = 0; block < shape.blocks(); ++block) {
+                integer image = place / bands, first = place % bands * height, last = std::min(first + height, shape.height());
+                int lanes = shape.lanes(block);
+                buffer.fill(x, image, first, last, block);
+                gather_weights(weight, shape, block, false, taps);
+                vec start = bias ? load(bias + block * LANES, lanes) : vec{};
+                for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
+                    convolve_row(buffer.window(row, column), shape.pitch(), taps, start, out + offset + block * LANES, shape.Q,
+                                 shape.C, lanes);
+                });
+            }
+    }
+}
+
+// partial: (slices, C, 50), the sums of 49 weights and the bias over the images and bands of each slice
+template <class T>
+static void depthwise_backward(const T* dy, const T* x, const float* weight, T* dx, float* partial, integer slices, const Cells& shape) {
+    constexpr int TAPS = KERNEL * KERNEL;
+    integer bands = shape.bands(), height = shape.rows_per_band(), places = shape.images * bands;
+#pragma omp parallel
+    {
+        Buffer buffer(shape);
+        vec taps[TAPS], sums[TAPS + 1];
+#pragma omp for collapse(2) schedule(dynamic, 1)
+        for (integer slice = 0; slice < slices; ++slice)
+            for (integer block = 0; block < shape.blocks(); ++block) {
+                int lanes = shape.lanes(block);
+                gather_weights(weight, shape, block, true, taps);
+                for (vec& sum : sums) sum = vec{};
+                for (integer place = slice * places / slices; place < (slice + 1) * places / slices; ++place) {
+                    integer image = place / bands, first = place % bands * height;
+                    integer last = std::min(first + height, shape.height());
+                    buffer.fill(dy, image, first, last, block);
+                    for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
+                        const vec* window = buffer.window(row, column);
+                        offset += block * LANES;
+                        if (dx) convolve_row(window, shape.pitch(), taps, vec{}, dx + offset, shape.Q, shape.C, lanes);
+                        add_weight_gradient(window, shape.pitch(), x + offset, shape.Q, shape.C, lanes, sums);
+                        const vec* here = window + REACH * shape.pitch() + REACH;
+                        for (integer i = 0; i < shape.Q; ++i) sums[TAPS] += here[i];
+                    });
+                }
+                float* to = partial + (slice * shape.C + block * LANES) * (TAPS + 1);
+                for (int lane = 0; lane < lanes; ++lane)
+                    for (int tap = 0; tap <= TAPS; ++tap) to[lane * (TAPS + 1) + tap] = sums[tap][lane];
+            }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- GELU and GRN
+//
+// x is (B, M, F): M positions of each of B images, F channels. GRN needs the norms over M before it can scale, so there
+// are two passes in each direction; GELU is computed anew in each, which costs less than writing and reading it.
+
+// The normal distribution's Phi. erf(z) = z P(z^2) / Q(z^2) on |z| <= 4, beyond which it is 1 in float; the coefficients
+// are a minimax fit of our own (relative error 2.5e-8, 3.6e-7 as computed here).
+static inline vec normal_cdf(vec x) {
+    vec z = x * 0.70710678118654752f;
+    z = z < -4.0f ? all(-4.0f) : z;
+    z = z > 4.0f ? all(4.0f) : z;
+    vec t = z * z;
+    vec p = all(1.9867934358365456e-06f), q = all(3.74202854373657e-05f);
+    p = p * t + 0.0002845657675426124f, q = q * t + 0.0011855653606835748f;
+    p = p * t + 0.0038833157750907264f, q = q * t + 0.015207192242278057f;
+    p = p * t + 0.05310165499258249f, q = q * t + 0.11534970414265595f;
+    p = p * t + 0.1935443331604434f, q = q * t + 0.5048567549953588f;
+    p = p * t + 1.1283791393343758f, q = q * t + 1.0f;
+    return 0.5f + 0.5f * (z * p / q);
+}
+
+// exp(x) for x <= 0: 2^k times the series of the rest, |rest| <= ln(2) / 2
+static inline vec exp_of_negative(vec x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    int_vec k = __builtin_convertvector(x * 1.44269504088896341f - 0.5f, int_vec);
+    vec n = __builtin_convertvector(k, vec);
+    vec r = (x - n * 0.693145751953125f) - n * 1.428606820309417e-06f;
+    vec p = all(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (vec)((k + 127) << 23);
+}
+
+static inline vec gelu(vec x) { return x * normal_cdf(x); }
+
+constexpr integer ROWS = 64, ROWS_AT_ONCE = 8;
+
+// Runs act(offset of the value, its channel, lanes, sums...) over M x F of each image in chunks of ROWS rows, with
+// `num_sums` running sums per channel that end in partial (num_sums, B, chunks, F)
+template <int num_sums, class F>
+static void reduce_rows(float* partial, integer B, integer M, integer channels, F&& act) {
+    integer chunks = (M + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(static)
+    for (integer item = 0; item < B * chunks; ++item) {
+        integer image = item / chunks, first = item % chunks * ROWS, last = std::min(M, first + ROWS);
+        float* out[num_sums];
+        for (int s = 0; s < num_sums; ++s) {
+            out[s] = partial + (s * B * chunks + item) * channels;
+            std::memset(out[s], 0, sizeof(float) * channels);
+        }
+        for (integer top = first; top < last; top += ROWS_AT_ONCE)
+            for (integer channel = 0; channel < channels; channel += LANES) {
+                int lanes = std::min<integer>(LANES, channels - channel);
+                vec sums[num_sums];
+                for (int s = 0; s < num_sums; ++s) sums[s] = load(out[s] + channel, lanes);
+                for (integer row = top; row < std::min(last, top + ROWS_AT_ONCE); ++row)
+                    act((image * M + row) * channels + channel, lanes, sums);
+                for (int s = 0; s < num_sums; ++s) store(out[s] + channel, sums[s], lanes);
+            }
+    }
+}
+
+// partial (B, chunks, F): sums of gelu(x)^2
+template <class T> static void gelu_squares(const T* x, float* partial, integer B, integer M, integer F) {
+    reduce_rows<1>(partial, B, M, F, [&](integer at, int lanes, vec* sums) {
+        vec value = gelu(load(x + at, lanes));
+        sums[0] += value * value;
+    });
+}
+
+// partial (2, B, chunks, F): sums of gelu(x) * dy and of dy
+template <class T> static void gelu_products(const T* x, const T* dy, float* partial, integer B, integer M, integer F) {
+    reduce_rows<2>(partial, B, M, F, [&](integer at, int lanes, vec* sums) {
+        vec gradient = load(dy + at, lanes);
+        sums[0] += gelu(load(x + at, lanes)) * gradient;
+        sums[1] += gradient;
+    });
+}
+
+// y = gelu(x) * scale + shift; scale (B, F), shift (F)
+template <class T>
+static void gelu_scale(const T* x, const float* scale, const float* shift, T* y, integer B, integer M, integer F) {
+#pragma omp parallel for schedule(static)
+    for (integer row = 0; row < B * M; ++row)
+        for (integer channel = 0; channel < F; channel += LANES) {
+            int lanes = std::min<integer>(LANES, F - channel);
+            integer at = row * F + channel;
+            vec factor = load(scale + row / M * F + channel, lanes);
+            store(y + at, gelu(load(x + at, lanes)) * factor + load(shift + channel, lanes), lanes);
+        }
+}
+
+// dx = (dy * scale + gelu(x) * pull) * gelu'(x); scale and pull (B, F)
+template <class T>
+static void gelu_scale_backward(const T* x, const T* dy, const float* scale, const float* pull, T* dx, integer B, integer M, integer F) {
+#pragma omp parallel for schedule(static)
+    for (integer row = 0; row < B * M; ++row)
+        for (integer channel = 0; channel < F; channel += LANES) {
+            int lanes = std::min<integer>(LANES, F - channel);
+            integer at = row * F + channel, per_image = row / M * F + channel;
+            vec value = load(x + at, lanes), below = normal_cdf(value);
+            vec slope = below + value * (0.3989422804014327f * exp_of_negative(-0.5f * value * value));
+            vec gradient = load(dy + at, lanes) * load(scale + per_image, lanes) + value * below * load(pull + per_image, lanes);
+            store(dx + at, gradient * slope, lanes);
+        }
+}
+
+// --------------------------------------------------------------------------------- entry points, one per kind of values
+
+#define ENTRY_POINTS(T, SUFFIX)                                                                                             \
+    extern "C" void depthwise_forward_##SUFFIX(const T* x, const float* weight, const float* bias, T* out,                 \
+                                               const integer* cells, integer images, integer rows, integer columns,                \
+                                               integer visible, integer P, integer Q, integer C) {                                 \
+        depthwise_forward(x, weight, bias, out, Cells{cells, images, rows, columns, visible, P, Q, C});                    \
+    }                                                                                                                      \
+    extern "C" void depthwise_backward_##SUFFIX(const T* dy, const T* x, const float* weight, T* dx, float* partial,       \
+                                                integer slices, const integer* cells, integer images, integer rows,                \
+                                                integer columns, integer visible, integer P, integer Q, integer C) {                 \
+        depthwise_backward(dy, x, weight, dx, partial, slices, Cells{cells, images, rows, columns, visible, P, Q, C});     \
+    }                                                                                                                      \
+    extern "C" void gelu_squares_##SUFFIX(const T* x, float* partial, integer B, integer M, integer F) {                         \
+        gelu_squares(x, partial, B, M, F);                                                                                 \
+    }                                                                                                                      \
+    extern "C" void gelu_products_##SUFFIX(const T* x, const T* dy, float* partial, integer B, integer M, integer F) {           \
+        gelu_products(x, dy, partial, B, M, F);                                                                            \
+    }                                                                                                                      \
+    extern "C" void gelu_scale_##SUFFIX(const T* x, const float* scale, const float* shift, T* y, integer B, integer M,        \
+                                        integer F) {                                                                         \
+        gelu_scale(x, scale, shift, y, B, M, F);                                                                           \
+    }                                                                                                                      \
+    extern "C" void gelu_scale_backward_##SUFFIX(const T* x, const T* dy, const float* scale, const float* pull, T* dx,    \
+                                                 integer B, integer M, integer F) {                                              \
+        gelu_scale_backward(x, dy, scale, pull, dx, B, M, F);                                                              \
+    }
+
+ENTRY_POINTS(float, float32)
+ENTRY_POINTS(bfloat16, bfloat16)
+extern "C" integer rows_per_chunk() { return ROWS; }
+extern "C" integer lanes() { return LANES; }

@@ -1,0 +1,274 @@
+"""The C++ kernels against PyTorch's operators in float64, and the choice between them. The slow way is the layout's own
+with kernels='torch', which tests/models/test_layout.py holds against masked dense maps.
+"""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+
+from mmcnx2.models.fcmae.masking import random_visible
+from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, VisibleLayout, cpu_kernels, layout
+
+# images, rows and columns of cells, positions per side of a cell, channels; None for the grid: ordinary maps
+VISIBLE = [(2, 3, 2, 8, 24), (3, 2, 4, 1, 16), (2, 3, 3, 2, 40), (1, 1, 5, 4, 5), (2, 2, 3, 16, 17)]
+DENSE = [(1, 5, 9, 40), (2, 7, 14, 16), (3, 1, 1, 33), (1, 40, 300, 20), (2, 56, 28, 3)]
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2}  # of the largest value
+
+
+def worst(got, expected) -> float:
+    return float((got.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max())
+
+
+def gradients(output, weight, inputs):
+    return torch.autograd.grad((output * weight).sum(), inputs)
+
+
+def visible_case(images, rows, columns, size, channels, dtype):
+    visible = random_visible(images, (rows, columns), 0.5, seeds=list(range(images)))
+    x = torch.randn(images, int(rows * columns * 0.5), size, size, channels).to(dtype)
+    return x, lambda kernels: VisibleLayout(visible, kernels=kernels)
+
+
+def dense_case(images, height, width, channels, dtype):
+    return torch.randn(images, height, width, channels).to(dtype), lambda kernels: DenseLayout(kernels=kernels)
+
+
+def check_convolution(x, make_layout, dtype):
+    conv = DepthwiseConv(x.shape[-1], 7)
+    torch.nn.init.normal_(conv.weight)
+    torch.nn.init.normal_(conv.bias)
+    x.requires_grad_()
+    weight = torch.randn(x.shape).to(dtype)
+    out = conv(x, make_layout('cpp'))
+    assert out.dtype == dtype
+    got = [out, *gradients(out, weight, [x, conv.weight, conv.bias])]
+    x64 = x.detach().double().requires_grad_()
+    conv.double()
+    out = conv(x64, make_layout('torch'))
+    expected = [out, *gradients(out, weight.double(), [x64, conv.weight, conv.bias])]
+    assert all(gradient.abs().max() > 0 for gradient in expected)
+    assert max(map(worst, got, expected)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('case', VISIBLE)
+def test_convolution_of_visible_cells(case, dtype):
+    check_convolution(*visible_case(*case, dtype), dtype)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('case', DENSE)
+def test_convolution_of_a_map(case, dtype):
+    """Among them maps that are cut into several bands, and maps smaller than the kernel."""
+    check_convolution(*dense_case(*case, dtype), dtype)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('grn_over', ['image', 'batch'])
+@pytest.mark.parametrize('shape', [(2, 9, 15, 40), (3, 1, 1, 16), (2, 8, 8, 5)])
+def test_gelu_and_grn(shape, grn_over, dtype, randomise):
+    grn = randomise(GRN(shape[-1]))
+    x = (3 * torch.randn(shape)).to(dtype)
+    x[..., 1] = 0  # a channel without anything
+    x[0, 0, 0, :4] = torch.tensor([40.0, -40.0, 1e-4, -1e-4]).to(dtype)
+    x.requires_grad_()
+    weight = torch.randn(shape).to(dtype)
+    got, expected = [], []
+    for results, kernels, double in ((got, 'cpp', False), (expected, 'torch', True)):
+        values = x.detach().double().requires_grad_() if double else x
+        grn = grn.double() if double else grn
+        out = grn(values, DenseLayout(grn_over=grn_over, kernels=kernels), after_gelu=True)
+        assert out.dtype == values.dtype
+        results += [out, *gradients(out, weight.to(out.dtype), [values, grn.gamma, grn.beta])]
+    assert max(map(worst, got, expected)) < TOLERANCE[dtype]
+    assert torch.isfinite(got[1]).all()
+
+
+def test_gelu_is_the_exact_one():
+    """To float32's precision, over the range in which it is neither 0 nor x: not the tanh form (3e-4 off)."""
+    x = torch.linspace(-9, 9, 40_000).view(1, -1, 1)
+    y, _ = cpu_kernels.gelu_grn(x, torch.zeros(1), torch.zeros(1), 1e-6)
+    scale = x.abs().clamp(min=1)
+    assert ((y.double() - F.gelu(x.double())).abs() / scale).max() < 3e-7
+    slope = cpu_kernels.gelu_grn_backward(torch.ones_like(x), x, torch.zeros(1), torch.ones(1, 1), 1e-6)[0]
+    x64 = x.double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.gelu(x64).sum(), x64)
+    assert (slope.double() - expected).abs().max() < 5e-7
+
+
+def test_nan_is_not_swallowed():
+    """The guard against broken steps has to see it."""
+    x = torch.ones(1, 4, 20)
+    x[0, 2, 17] = float('nan')
+    for dtype in TOLERANCE:
+        y, _ = cpu_kernels.gelu_grn(x.to(dtype), torch.ones(20), torch.zeros(20), 1e-6)
+        assert y.isnan().all()  # through the mean over channels
+        out = DepthwiseConv(20, 7)(x.to(dtype).view(1, 2, 2, 20), DenseLayout(kernels='cpp'))
+        assert out[..., 17].isnan().all() and not out[..., :17].isnan().any()
+
+
+def test_numbers_do_not_depend_on_the_threads():
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            torch.manual_seed(0)
+            x, make_layout = visible_case(4, 3, 3, 8, 48, torch.float32)
+            x.requires_grad_()
+            conv, grn = DepthwiseConv(48, 7), GRN(48)
+            torch.nn.init.normal_(grn.gamma)
+            out = grn(conv(x, make_layout('cpp')), make_layout('cpp'), after_gelu=True)
+            weight = torch.randn_like(out)
+            results.append([out, *gradients(out, weight, [x, conv.weight, conv.bias, grn.gamma, grn.beta])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize('kind', ['visible', 'dense'])
+@pytest.mark.parametrize('kernels', ['cpp', 'torch'])
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(build_fcmae, kind, kernels):
+    """Bit for bit, in float32."""
+    model = build_fcmae(dtype=torch.float32, layout=kind)
+    model.backbone.kernels = kernels
+    images = torch.randn(3, 3, 96, 128)
+    visible = random_visible(3, (3, 4), 0.6, seeds=[1, 2, 3])
+    features = model.encode(images, visible)
+    images[1:] = 5 * torch.randn(2, 3, 96, 128)
+    visible[1:] = random_visible(2, (3, 4), 0.6, seeds=[4, 5])
+    assert torch.equal(model.encode(images, visible)[0], features[0])
+    assert not torch.equal(model.encode(images, visible)[1], features[1])
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_a_training_step_is_as_exact_as_pytorchs(build_fcmae, autocast):
+    """Loss and gradients of the whole model against float64, also under autocast to bfloat16."""
+    images, visible = torch.randn(2, 3, 96, 128), random_visible(2, (3, 4), 0.6, seeds=[1, 2])
+    steps = {}
+    for name, kernels, dtype in (
+        ('float64', 'auto', torch.float64),
+        ('torch', 'torch', torch.float32),
+        ('cpp', 'cpp', torch.float32),
+    ):
+        model = build_fcmae(dtype=dtype)
+        model.backbone.kernels = model.neck.kernels = kernels
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast and dtype == torch.float32):
+            loss = model.loss(images.to(dtype), visible=visible)['loss']
+        loss.backward()
+        steps[name] = [loss, *(parameter.grad for parameter in model.parameters())]
+    errors = {name: max(map(worst, steps[name], steps['float64'])) for name in ('torch', 'cpp')}
+    assert errors['cpp'] < 1.5 * errors['torch'], errors
+    assert errors['cpp'] < (0.3 if autocast else 2e-5), errors
+
+
+def test_compiled_without_a_graph_break(build_fcmae):
+    """The whole step is one graph, kernels included, and its gradients are those of the plain step."""
+    model = build_fcmae(dtype=torch.float32)
+    images, visible = torch.randn(2, 3, 64, 96), random_visible(2, (2, 3), 0.6, seeds=[1, 2])
+    of_these = model._layout_of(visible)
+    compiled = torch.compile(model.backbone, backend='aot_eager', fullgraph=True)
+    outputs = [encoder(images, of_these)[-1] for encoder in (model.backbone, compiled)]
+    torch.testing.assert_close(*outputs)
+    parameters = list(model.backbone.parameters())
+    for a, b in zip(*(gradients(output, output.detach() + 1, parameters) for output in outputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_operators_are_well_formed():
+    """torch's own check of schema, fake results and registered gradients."""
+    cells = torch.randn(4, 2, 3, 20, requires_grad=True)
+    parameters = [torch.randn(20, 1, 7, 7, requires_grad=True), torch.randn(20, requires_grad=True)]
+    torch.library.opcheck(cpu_kernels.depthwise, (cells, *parameters, torch.tensor([0, 3, 4, 7]), 2, [2, 2]))
+    gamma = torch.randn(20, requires_grad=True)
+    torch.library.opcheck(cpu_kernels.gelu_grn, (torch.randn(2, 6, 20, requires_grad=True), gamma, parameters[1], 1e-6))
+
+
+# ---- the choice
+
+
+def test_what_is_asked_for_computes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cpu_kernels, 'depthwise', lambda cells, *_: calls.append(cells.dtype) or cells)
+    conv, x = DepthwiseConv(8, 7), torch.randn(1, 4, 4, 8)
+    conv(x, DenseLayout(kernels='auto'))
+    assert calls.pop() == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        conv(x, DenseLayout(kernels='auto'))
+    assert calls.pop() == torch.bfloat16
+    conv(x, DenseLayout(kernels='torch'))
+    conv.double()(x.double(), DenseLayout(kernels='auto'))
+    DepthwiseConv(8, 5)(x, DenseLayout(kernels='auto'))
+    DepthwiseConv(8, 7)(x, DenseLayout(torch.ones(1, 1, 1, dtype=torch.bool)))  # masked maps: the yardstick
+    assert not calls
+    with pytest.raises(ValueError, match="'cpp' computes float32 and bfloat16 on the CPU; this is torch"):
+        conv(x.double(), DenseLayout(kernels='cpp'))
+    with pytest.raises(ValueError, match="kernels='fast' is not known; choose one of"):
+        DenseLayout(kernels='fast')
+
+
+@pytest.fixture
+def unbuilt(monkeypatch, tmp_path):
+    """As on a machine where nothing has been compiled yet."""
+    monkeypatch.setenv('MMCNX2_CACHE', str(tmp_path / 'cache'))
+    for function in (cpu_kernels._warn, cpu_kernels._load):
+        function.cache_clear()
+    yield tmp_path / 'cache' / 'kernels'
+    for function in (cpu_kernels._warn, cpu_kernels._load):
+        function.cache_clear()
+
+
+def test_it_is_compiled_once(unbuilt, monkeypatch):
+    cpu_kernels.library()
+    (built,) = unbuilt.iterdir()
+    cpu_kernels._load.cache_clear()
+    monkeypatch.setattr(cpu_kernels, 'build', lambda *_: pytest.fail('compiled again'))
+    cpu_kernels.library()
+    assert [built] == list(unbuilt.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('compiler', 'message'),
+    [('/nowhere/cxx', r'no C\+\+ compiler: install g\+\+'), ('false', r'could not compile cpu_kernels.cpp.*in \$CXX')],
+)
+def test_without_a_compiler_torch_computes_after_one_warning(unbuilt, monkeypatch, compiler, message):
+    monkeypatch.setenv('CXX', compiler)
+    monkeypatch.setattr(cpu_kernels, 'COMPILERS', ())
+    conv, x = DepthwiseConv(8, 7), torch.randn(1, 4, 4, 8)
+    with pytest.warns(UserWarning, match=message):
+        got = conv(x, DenseLayout())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        conv(x, DenseLayout())
+    torch.testing.assert_close(got, conv(x, DenseLayout(kernels='torch')))
+    with pytest.raises(cpu_kernels.KernelBuildError, match=message):
+        conv(x, DenseLayout(kernels='cpp'))
+    assert not unbuilt.exists() or not list(unbuilt.iterdir())
+
+
+def test_a_damaged_file_is_named(unbuilt):
+    path = cpu_kernels.library_path(cpu_kernels.find_compiler())
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'not a library')
+    with pytest.raises(cpu_kernels.KernelBuildError, match=f'{path}.*delete the file'):
+        cpu_kernels.library()
+
+
+def test_a_model_hands_its_choice_on(micro, monkeypatch):
+    """From the backbone's argument to both layouts of FCMAE, the encoder's and the decoder's."""
+    chosen = []
+    monkeypatch.setattr(layout, 'uses_cpp', lambda kernels, x: chosen.append(kernels))
+    for given in ('torch', 'cpp'):
+        model = MODELS.build(
+            dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels=given))
+        )
+        model.loss(torch.randn(1, 3, 64, 64))
+        assert chosen == [given] * (5 + 1)
+        chosen.clear()
+    model.backbone(torch.randn(1, 3, 64, 64))
+    assert chosen == ['cpp'] * 5
+    with pytest.raises(ValueError, match="kernels='fast' is not known"):
+        MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels='fast'))
