@@ -110,6 +110,25 @@ def test_nan_is_not_swallowed():
         assert out[..., 17].isnan().all() and not out[..., :17].isnan().any()
 
 
+def test_bfloat16_is_rounded_to_the_nearest():
+    """Ties to even, as PyTorch does; cutting off would double the error. All bits set is a NaN too."""
+    x = torch.randn(1, 4000, 16).bfloat16()
+    y, _ = cpu_kernels.gelu_grn(x, torch.zeros(16), torch.zeros(16), 1e-6)
+    assert (y == F.gelu(x.double()).bfloat16()).float().mean() > 0.999
+    conv = DepthwiseConv(16, 7)
+    conv.bias.data.copy_(torch.full((16,), -1, dtype=torch.int32).view(torch.float32))
+    assert conv(x.view(1, 40, 100, 16), DenseLayout(kernels='cpp')).isnan().all()
+
+
+def test_values_may_lie_in_memory_in_any_order(randomise):
+    conv, grn = randomise(DepthwiseConv(8, 7)), randomise(GRN(8))
+    x = torch.randn(2, 8, 5, 6).permute(0, 2, 3, 1)
+    assert not x.is_contiguous()
+    for layer, options in ((conv, {}), (grn, dict(after_gelu=True))):
+        got, expected = (layer(x, DenseLayout(kernels=kernels), **options) for kernels in ('cpp', 'torch'))
+        torch.testing.assert_close(got, expected)
+
+
 def test_numbers_do_not_depend_on_the_threads():
     before = torch.get_num_threads()
     results = []
