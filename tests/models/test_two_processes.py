@@ -41,7 +41,8 @@ def share(rank: int, layout: str, dtype: torch.dtype, folder: str) -> None:
     model = nn.parallel.DistributedDataParallel(build(layout, dtype))
     model(*batch(slice(rank, NUM_IMAGES, 2), dtype), mode='loss')['loss'].backward()
     if rank == 0:
-        torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, f'{folder}/shared.pth')
+        gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+        torch.save(gradients, f'{folder}/shared.pth')
     distributed.barrier()
     distributed.destroy_process_group()
 
