@@ -250,7 +250,10 @@ def test_the_other_layouts_never_ask_for_the_package(build_fcmae, monkeypatch, l
     assert loss.isfinite()
 
 
-def test_one_file_imports_the_package():
-    pattern = re.compile(r'^\s*(import|from) MinkowskiEngine|import_module\(.MinkowskiEngine', re.MULTILINE)
-    importing = [path.name for path in sorted(PACKAGE.rglob('*.py')) if pattern.search(path.read_text())]
-    assert importing == ['minkowski_layout.py']
+def test_one_file_imports_the_package_and_only_when_asked():
+    pattern = re.compile(r'^( *)(?:import|from) MinkowskiEngine|import_module\(.MinkowskiEngine', re.MULTILINE)
+    found = [
+        (path.name, hit[1]) for path in sorted(PACKAGE.rglob('*.py')) for hit in pattern.finditer(path.read_text())
+    ]
+    assert [name for name, _ in found] == ['minkowski_layout.py']
+    assert found[0][1], 'it is imported at the top of the file, with or without need'
