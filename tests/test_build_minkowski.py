@@ -72,6 +72,7 @@ def publish(tool, tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr(tool, 'check_machine', lambda: None)
+    monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9')  # nobody answers there: no test needs the network
     return publish_archive
 
 
@@ -181,6 +182,7 @@ def test_missing_openblas_and_compilers_are_named_before_anything_is_fetched(too
 
 def test_an_installed_copy_that_works_is_left_alone(tool, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tool, 'fails_to_work', lambda: None)
+    monkeypatch.setattr(tool, 'build_wheel', lambda folder: pytest.fail('it builds'))  # and would install
     tool.main([])
     assert f'works in {sys.executable}' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
