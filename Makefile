@@ -5,7 +5,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env which-python doctor demo test lint wheel lock clean
+.PHONY: help env which-python doctor demo test lint wheel minkowski test-minkowski lock clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -30,6 +30,13 @@ lint: env  ## check style with ruff
 
 wheel: env  ## build the wheel into dist/
 	@$(PYTHON) -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir dist
+
+minkowski: env  ## build MinkowskiEngine for layout='minkowski' and install it into the environment (5 minutes, once)
+	@$(PYTHON) tools/build_minkowski.py
+
+test-minkowski: minkowski  ## run the tests that need MinkowskiEngine
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest tests/models/test_minkowski_layout.py \
+	  tests/models/test_official_parity.py tests/test_build_minkowski.py $(TEST_ARGS)
 
 lock:  ## write requirements.lock anew from setup.cfg (needs uv)
 	uv pip compile --universal --python-version 3.11 setup.cfg --extra dev -o requirements.lock --generate-hashes --no-emit-package opencv-python --custom-compile-command "make lock"

@@ -92,7 +92,7 @@ LOOKS = {
     'MinkowskiEngine': (
         False,
         'import MinkowskiEngine; print(MinkowskiEngine.__version__)',
-        "not needed; only layout='minkowski' uses it, for parity with the official code",
+        "not needed; only layout='minkowski' uses it, for parity with the official code: `make minkowski`",
     ),
     'tensorboard': (
         False,

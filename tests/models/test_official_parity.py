@@ -6,6 +6,7 @@ that users call.
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ TOLERANCES = {
     torch.float64: (1e-6, 1e-6),
     torch.float32: (1e-5, 1e-4),
 }  # values, gradients; relative to the tensor's maximum
+
+THROUGH_THE_LIBRARY = pytest.param(
+    'minkowski',
+    marks=pytest.mark.skipif(
+        find_spec('MinkowskiEngine') is None,
+        reason='MinkowskiEngine is not installed: `make test-minkowski` builds it and runs this',
+    ),
+)
 
 
 def read_oracle(name):
@@ -43,7 +52,7 @@ def assert_close(got, expected, tolerance, what):
 
 
 @pytest.mark.parametrize('dtype', TOLERANCES)
-@pytest.mark.parametrize('layout', ['visible', 'dense'])
+@pytest.mark.parametrize('layout', ['visible', 'dense', THROUGH_THE_LIBRARY])
 @pytest.mark.parametrize(('case', 'norm_pix'), [('fcmae_micro_batch1', True), ('fcmae_micro_batch3', False)])
 def test_fcmae(case, norm_pix, layout, dtype):
     oracle, state_dict, gradients = read_oracle(case)

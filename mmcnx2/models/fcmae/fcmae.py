@@ -18,11 +18,12 @@ from torch import Tensor
 from mmcnx2.checkpoint import load_pretrained_fcmae
 from mmcnx2.registry import MODELS
 
-from ..layers import DenseLayout, Layout, VisibleLayout
+from ..layers import DenseLayout, Layout, MinkowskiLayout, VisibleLayout
 from ..layers.layout import check_grn_over
+from ..layers.minkowski_layout import import_minkowski_engine
 from .masking import random_visible
 
-LAYOUTS = {'visible': VisibleLayout, 'dense': DenseLayout}
+LAYOUTS = {'visible': VisibleLayout, 'dense': DenseLayout, 'minkowski': MinkowskiLayout}
 
 
 @MODELS.register_module()
@@ -40,7 +41,8 @@ class FCMAE(BaseModel):
         mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
         patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
         layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal
-            results.
+            results; 'minkowski' goes through the library of the official code, slower still, with equal results, on the
+            CPU and after `make minkowski`.
         grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
         data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads encoder and decoder, strictly, from a pretraining run
@@ -49,6 +51,7 @@ class FCMAE(BaseModel):
 
     Raises:
         ValueError: a setting is out of its range.
+        ImportError: layout='minkowski' without MinkowskiEngine.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class FCMAE(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if layout not in LAYOUTS:
             raise ValueError(f"layout='{layout}' is not known; choose one of {tuple(LAYOUTS)}.")
+        if layout == 'minkowski':
+            import_minkowski_engine()  # when it is missing, say so here and not in the first step
         if not 0 < mask_ratio < 1:
             raise ValueError(
                 f'mask_ratio={mask_ratio} hides {"everything" if mask_ratio >= 1 else "nothing"}; '

@@ -3,6 +3,7 @@
 from .depthwise import DepthwiseConv
 from .grn import GRN
 from .layout import DenseLayout, Layout, VisibleLayout
+from .minkowski_layout import MinkowskiLayout
 from .patch_linear import PatchLinear
 
-__all__ = ['GRN', 'DenseLayout', 'DepthwiseConv', 'Layout', 'PatchLinear', 'VisibleLayout']
+__all__ = ['GRN', 'DenseLayout', 'DepthwiseConv', 'Layout', 'MinkowskiLayout', 'PatchLinear', 'VisibleLayout']
