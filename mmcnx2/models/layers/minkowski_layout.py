@@ -56,20 +56,22 @@ class MinkowskiLayout:
     Args:
         visible_BGG: bool, True where a cell is seen; the same number in every image.
         grn_over: 'image' or 'batch' ('batch' is what the official PyTorch code does).
+        kernels: of GELU and GRN, as in kernel_choice.py; the convolution is the library's.
 
     Raises:
         ImportError: the package is not there.
         ValueError: the cells are not on the CPU, or images see different numbers of them.
     """
 
-    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image') -> None:
+    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image', kernels: str = 'auto') -> None:
         self.engine = import_minkowski_engine()
         if visible_BGG.device.type != 'cpu':
             raise ValueError(
                 f"layout='minkowski' runs on the CPU only, and the cells are on '{visible_BGG.device}': the package is "
                 "compiled without CUDA. Use layout='visible', or put the model and the images on the CPU."
             )
-        self.visible = VisibleLayout(visible_BGG, grn_over)
+        self.visible = VisibleLayout(visible_BGG, grn_over, kernels)
+        self.kernels = kernels
         self.visible_BGG = visible_BGG
         self._positions: dict[int, tuple] = {}
 
@@ -136,6 +138,10 @@ class MinkowskiLayout:
     def channel_norms(self, x_BKPPC: Tensor) -> Tensor:
         """As `VisibleLayout.channel_norms`."""
         return self.visible.channel_norms(x_BKPPC)
+
+    def num_grn_groups(self, x_BKPPC: Tensor) -> int:
+        """As `VisibleLayout.num_grn_groups`."""
+        return self.visible.num_grn_groups(x_BKPPC)
 
     def to_map(self, x_BKPPC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W) by SparseTensor.dense with its shape given; zero in hidden cells."""
