@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA GPUs, in Triton: the depthwise convolution on visible cells, and GELU with GRN.
+"""Kernels for NVIDIA GPUs, in Triton: the depthwise convolution on visible cells, GELU with GRN, LayerNorm.
 
 Each stands for a few lines of PyTorch (layout.py, grn.py) and gives their values and gradients in fewer passes over
 memory. Nothing here knows modules or layouts. The only file that imports triton; import it where a kernel is
@@ -13,7 +13,7 @@ order that depends on the shapes alone: no atomics, so equal inputs give equal b
 
 Shape letters: B images, G G rows and columns of the grid of cells, N cells of all images, P Q rows and columns of
 positions in a cell, C channels, K kernel size, T = K * K taps, M positions of an image, F hidden features. In the
-kernels: R rows of a tile (a position's cell and column), S parts of a sum.
+kernels: R rows of a tensor (a cell and a column of a convolution's tile; a position of LayerNorm), S parts of a sum.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ DENSE_TILE_COLUMNS = 8
 TAP_COLUMNS = 2  # columns of taps whose gradient one program sums: registers against reads of the same values
 NUM_GRADIENT_PROGRAMS = 384  # three for each of 132 multiprocessors at once, by the registers that the kernel needs
 NUM_NORM_PROGRAMS = 1024
+NUM_ROW_PROGRAMS = 528  # four for each of 132 multiprocessors
 
 
 def is_available(values: Tensor) -> bool:
@@ -418,7 +419,8 @@ def _keep_for_depthwise(ctx, inputs, output) -> None:
 
 def _depthwise_backward(ctx, grad_NPQC: Tensor):
     cells_NPQC, taps_TC, slots_BGG, cells_N = ctx.saved_tensors
-    assert not ctx.is_flipped, 'the gradient of a gradient is not there'
+    if ctx.is_flipped:
+        raise NotImplementedError('depthwise_conv has no second derivative; use the PyTorch path for one.')
     grad_NPQC = grad_NPQC.contiguous()
     cells_grad = taps_grad = bias_grad = None
     if ctx.needs_input_grad[0]:
@@ -801,7 +803,163 @@ def gelu_grn(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float = 1e-6) 
     return _gelu_grn(x_BMF.contiguous(), gamma_F, beta_F, eps)[0]
 
 
-# --- shared by both --------------------------------------------------------------------------------------------------
+# --- LayerNorm over channels -----------------------------------------------------------------------------------------
+
+
+@kernel
+def _layer_norm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    statistics_ptr,
+    num_rows,
+    eps,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The norm of BLOCK_R rows, and statistics_2R: mean and reciprocal standard deviation."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c_C = tl.arange(0, BLOCK_C)
+    has_c_C = c_C < C
+    offset_RC = row_R.to(tl.int64)[:, None] * C + c_C[None, :]
+    is_there_RC = (row_R < num_rows)[:, None] & has_c_C[None, :]
+    x_RC = _widen(tl.load(x_ptr + offset_RC, mask=is_there_RC, other=0.0))
+    mean_R = tl.sum(x_RC, axis=1) / C
+    centred_RC = tl.where(is_there_RC, x_RC - mean_R[:, None], 0.0)
+    rstd_R = 1.0 / tl.sqrt(tl.sum(centred_RC * centred_RC, axis=1) / C + eps)
+    weight_C = _widen(tl.load(weight_ptr + c_C, mask=has_c_C, other=0.0))
+    bias_C = _widen(tl.load(bias_ptr + c_C, mask=has_c_C, other=0.0))
+    out_RC = centred_RC * rstd_R[:, None] * weight_C[None, :] + bias_C[None, :]
+    tl.store(out_ptr + offset_RC, out_RC.to(out_ptr.dtype.element_ty), mask=is_there_RC)
+    tl.store(statistics_ptr + row_R, mean_R, mask=row_R < num_rows)
+    tl.store(statistics_ptr + num_rows + row_R, rstd_R, mask=row_R < num_rows)
+
+
+@kernel
+def _layer_norm_grad_kernel(
+    x_ptr,
+    grad_ptr,
+    weight_ptr,
+    statistics_ptr,
+    out_ptr,
+    sums_ptr,
+    num_rows,
+    rows_per_part,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """dx of a part of the rows, and sums_S2C: the part's share of the gradients of weight and bias."""
+    part = tl.program_id(0)
+    c_C = tl.arange(0, BLOCK_C)
+    has_c_C = c_C < C
+    weight_C = _widen(tl.load(weight_ptr + c_C, mask=has_c_C, other=0.0))
+    weight_sums_RC = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    bias_sums_RC = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    end = tl.minimum((part + 1) * rows_per_part, num_rows)
+    for start in range(part * rows_per_part, end, BLOCK_R):
+        row_R = start + tl.arange(0, BLOCK_R)
+        offset_RC = row_R.to(tl.int64)[:, None] * C + c_C[None, :]
+        is_there_RC = (row_R < end)[:, None] & has_c_C[None, :]
+        x_RC = _widen(tl.load(x_ptr + offset_RC, mask=is_there_RC, other=0.0))
+        grad_RC = _widen(tl.load(grad_ptr + offset_RC, mask=is_there_RC, other=0.0))
+        mean_R = tl.load(statistics_ptr + row_R, mask=row_R < end, other=0.0)
+        rstd_R = tl.load(statistics_ptr + num_rows + row_R, mask=row_R < end, other=0.0)
+        normed_RC = tl.where(is_there_RC, (x_RC - mean_R[:, None]) * rstd_R[:, None], 0.0)
+        weight_sums_RC += grad_RC * normed_RC
+        bias_sums_RC += grad_RC
+        pull_RC = grad_RC * weight_C[None, :]
+        along_R = tl.sum(pull_RC * normed_RC, axis=1) / C
+        out_RC = (pull_RC - (tl.sum(pull_RC, axis=1) / C)[:, None] - normed_RC * along_R[:, None]) * rstd_R[:, None]
+        tl.store(out_ptr + offset_RC, out_RC.to(out_ptr.dtype.element_ty), mask=is_there_RC)
+    out_ptr_C = sums_ptr + part * (2 * C) + c_C
+    tl.store(out_ptr_C, tl.sum(weight_sums_RC, axis=0), mask=has_c_C)
+    tl.store(out_ptr_C + C, tl.sum(bias_sums_RC, axis=0), mask=has_c_C)
+
+
+def _row_blocks(num_channels: int) -> dict:
+    block_c = triton.next_power_of_2(num_channels)
+    return dict(C=num_channels, BLOCK_C=block_c, BLOCK_R=max(1, 2048 // block_c), num_warps=8 if block_c > 2048 else 4)
+
+
+@torch.library.custom_op('mmcnx2_triton::layer_norm', mutates_args=())
+def _layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    num_rows, num_channels = x_NC.shape
+    out_NC, statistics_2N = torch.empty_like(x_NC), x_NC.new_empty(2, num_rows, dtype=torch.float32)
+    constants = _row_blocks(num_channels)
+    with _device_of(x_NC):
+        _layer_norm_kernel[(triton.cdiv(num_rows, constants['BLOCK_R']),)](
+            x_NC, weight_C, bias_C, out_NC, statistics_2N, num_rows, eps, **constants
+        )
+    return out_NC, statistics_2N
+
+
+@_layer_norm.register_fake
+def _(x_NC, weight_C, bias_C, eps):
+    return torch.empty_like(x_NC), x_NC.new_empty(2, x_NC.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op('mmcnx2_triton::layer_norm_backward', mutates_args=())
+def _layer_norm_backward(
+    grad_NC: Tensor, x_NC: Tensor, weight_C: Tensor, statistics_2N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(dx, float32 gradients of weight and bias (2, C))."""
+    num_rows, num_channels = x_NC.shape
+    constants = _row_blocks(num_channels)
+    block_r = constants['BLOCK_R']
+    rows_per_part = triton.cdiv(triton.cdiv(num_rows, block_r), NUM_ROW_PROGRAMS) * block_r
+    num_parts = triton.cdiv(num_rows, rows_per_part)
+    out_NC, sums_S2C = torch.empty_like(x_NC), statistics_2N.new_empty(num_parts, 2, num_channels)
+    with _device_of(x_NC):
+        _layer_norm_grad_kernel[(num_parts,)](
+            x_NC, grad_NC, weight_C, statistics_2N, out_NC, sums_S2C, num_rows, rows_per_part, **constants
+        )
+    return out_NC, sums_S2C.sum(0)
+
+
+@_layer_norm_backward.register_fake
+def _(grad_NC, x_NC, weight_C, statistics_2N):
+    return torch.empty_like(x_NC), statistics_2N.new_empty(2, x_NC.shape[1])
+
+
+def _keep_for_layer_norm(ctx, inputs, output) -> None:
+    x_NC, weight_C, bias_C, _ = inputs
+    ctx.save_for_backward(x_NC, weight_C, output[1])
+    ctx.bias_dtype = bias_C.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_layer_norm(ctx, grad_NC: Tensor, *_):
+    x_NC, weight_C, statistics_2N = ctx.saved_tensors
+    x_grad, grads_2C = _layer_norm_backward(grad_NC.contiguous(), x_NC, weight_C, statistics_2N)
+    return x_grad, grads_2C[0].to(weight_C.dtype), grads_2C[1].to(ctx.bias_dtype), None
+
+
+_layer_norm.register_autograd(_backward_of_layer_norm, setup_context=_keep_for_layer_norm)
+
+
+def layer_norm(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float = 1e-6) -> Tensor:
+    """LayerNorm over the last dimension, in the shape and dtype of x.
+
+    Under autocast too: `F.layer_norm` would go through float32 copies of x and of the result there, five times the
+    bytes. There is no second derivative.
+
+    Raises:
+        TypeError: a dtype that the kernels do not know, such as float64.
+        ValueError: weight or bias do not have C numbers, values on the CPU outside of Triton's interpreter.
+    """
+    _check_values(x, 'layer_norm')
+    if not weight_C.shape == bias_C.shape == x.shape[-1:]:
+        raise ValueError(
+            f'layer_norm got x {tuple(x.shape)}, weight {tuple(weight_C.shape)} and bias {tuple(bias_C.shape)}; give '
+            'one number per channel, the last dimension of x.'
+        )
+    return _layer_norm(x.reshape(-1, x.shape[-1]).contiguous(), weight_C, bias_C, eps)[0].view(x.shape)
+
+
+# --- shared by all --------------------------------------------------------------------------------------------------
 
 
 def _under_autocast(values: Tensor) -> Tensor:
