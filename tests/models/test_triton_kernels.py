@@ -7,6 +7,7 @@ need a process of their own: `test_everything_in_the_interpreter` starts it. To 
     TRITON_INTERPRET=1 python -m pytest tests/models/test_triton_kernels.py -k NAME
 """
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -272,6 +273,18 @@ def test_an_encoder_built_with_the_kernels(build_fcmae, randomise, device, monke
     assert relative_error(got, expected) < 1e-5
     for a, b in zip(torch.autograd.grad((got * weight).sum(), leaves), expected_grads, strict=True):
         assert relative_error(a, b) < 1e-4
+
+
+def test_the_benchmark_compares_equal_things(device):
+    """tools/benchmark/kernel_speed.py: values and gradients of both implementations of each step."""
+    spec = importlib.util.spec_from_file_location('kernel_speed', ROOT / 'tools/benchmark/kernel_speed.py')
+    kernel_speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernel_speed)
+    torch.manual_seed(0)
+    cases = list(kernel_speed.kernel_cases(8, 1, masks('#.#').to(device), torch.bfloat16))
+    assert [case.name.split(',')[0] for case in cases] == ['depthwise 7 x 7'] * 2 + ['GELU + GRN', 'LayerNorm']
+    for case in cases:
+        assert kernel_speed.largest_error(case, torch.bfloat16) < kernel_speed.LARGEST_ERROR[torch.bfloat16]
 
 
 def test_a_compiled_step_has_no_graph_break(device):
