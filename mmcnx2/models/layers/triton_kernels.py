@@ -47,7 +47,7 @@ def is_available(values: Tensor) -> bool:
         triton is not None
         and values.is_cuda
         and values.dtype in DTYPES
-        and (torch.version.hip is not None or torch.cuda.get_device_capability(values.device) >= (8, 0))
+        and torch.cuda.get_device_capability(values.device) >= (8, 0)
     )
 
 
