@@ -71,7 +71,7 @@ class Candidate:
     runner: Callable | None = None
 
     def forward(self) -> Sequence[Tensor]:
-        return self.call(self.runner or self.model)
+        return self.call(self.model if self.runner is None else self.runner)
 
     def named_gradients(self) -> Mapping[str, Tensor]:
         if self.gradients:
