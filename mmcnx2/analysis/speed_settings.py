@@ -22,6 +22,7 @@ from mmcnx2.analysis.speed import keep_freed_memory
 from mmcnx2.analysis.speed_report import page, to_json
 from mmcnx2.analysis.step_comparison import DTYPES, Options
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.models.layers.kernel_choice import KERNELS
 
 ALLOCATORS = {
     'default': 'as the system gives it',
@@ -48,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--forward-only', action='store_true', help='inference; no training step')
+    parser.add_argument('--kernels', choices=KERNELS, default='auto', help='of our own models')
     parser.add_argument('--compile', action='store_true', help='each candidate under torch.compile as well')
     parser.add_argument(
         '--memory-format',
@@ -95,6 +97,7 @@ def begin(args: argparse.Namespace, title: str, command: Sequence[str]) -> dict:
         'threads': args.threads,
         'allocator': ALLOCATORS[args.allocator],
         'load before': f'{os.getloadavg()[0]:.2f}',
+        'kernels of ours': args.kernels,
         'instruction set': torch.backends.cpu.get_cpu_capability(),
     }
     setup |= {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)}

@@ -177,19 +177,19 @@ def test_fresh_pages_are_counted():
 
 
 def test_kept_memory_is_used_again():
-    """In a process of its own: there is no way back."""
+    """In a process of its own: there is no way back. The heap may have to grow more than once, not every time."""
     code = (
         'import torch\n'
         'from mmcnx2.analysis.speed import *\n'
         'step = Step(lambda: torch.ones(16 * 2**20))\n'
-        'assert keep_freed_memory()\n'
-        'print(*[count_page_faults(step, lambda: None)[0] for _ in range(2)])\n'
+        'faults = lambda: min(count_page_faults(step, lambda: None)[0] for _ in range(8))\n'
+        'print(faults(), keep_freed_memory(), faults())\n'
     )
     done = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )
-    first, second = map(int, done.stdout.split())
-    assert first > 16000 and second < 100
+    before, kept, after = done.stdout.split()
+    assert int(before) >= 64 * MB / 4096 and kept == 'True' and int(after) < 100
 
 
 # ---- operators

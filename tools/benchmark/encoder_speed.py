@@ -55,6 +55,7 @@ from mmcnx2.analysis.step_floor import encoder_work, positions_per_stage
 from mmcnx2.engine.user_errors import explain_errors
 from mmcnx2.models.fcmae.fcmae import LAYOUTS
 from mmcnx2.models.fcmae.masking import random_visible
+from mmcnx2.models.layers.minkowski_layout import import_minkowski_engine
 
 OWN = {
     'dense': 'mmcnx2, dense',
@@ -92,8 +93,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def unavailable() -> dict[str, str]:
     """{layout: why it cannot run here}."""
     found = {}
-    if 'minkowski' not in LAYOUTS or find_spec('MinkowskiEngine') is None:
-        found['minkowski'] = 'minkowski: MinkowskiEngine is not installed'
+    try:
+        import_minkowski_engine()
+    except ImportError as error:
+        found['minkowski'] = f'minkowski: {str(error).split(": ")[0]}'
     for name, package in (('timm', 'timm'), ('huggingface', 'transformers'), ('mmpretrain', 'mmpretrain')):
         if find_spec(package) is None:
             found[name] = f'{NAMES[name]}: it is not installed'
@@ -128,12 +131,19 @@ class Inputs:
     """Model, images and visible cells of one table; everything that is compared gets these."""
 
     def __init__(
-        self, arch: str, batch_size: int, size: tuple[int, int], mask_ratio: float, device: str, model: nn.Module | None
+        self,
+        arch: str,
+        batch_size: int,
+        size: tuple[int, int],
+        mask_ratio: float,
+        args: argparse.Namespace,
+        model: nn.Module | None = None,
     ) -> None:
+        device = args.device
         if model is None:
             torch.manual_seed(0)
-            model = MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=arch)))
-            randomise(model)
+            backbone = dict(type='mmcnx2.ConvNeXtV2', arch=arch, kernels=args.kernels)
+            model = randomise(MODELS.build(dict(type='mmcnx2.FCMAE', backbone=backbone)))
         self.fcmae = model.to(device)
         self.backbone = self.fcmae.backbone
         generator = torch.Generator().manual_seed(1)
@@ -167,7 +177,11 @@ def own_candidate(layout: str, inputs: Inputs, is_fcmae: bool, reference: str | 
 
         return Candidate(OWN[layout], fcmae, loss, equals, notes=('the whole pretraining step',))
     make_layout = LAYOUTS[LAYOUT_OF[layout]]
-    return Candidate(OWN[layout], backbone, lambda run: run(images, make_layout(visible)), equals, work=work)
+
+    def encode(run: Callable) -> Sequence[Tensor]:
+        return run(images, make_layout(visible, kernels=backbone.kernels))
+
+    return Candidate(OWN[layout], backbone, encode, equals, work=work)
 
 
 def spark_candidate(arch: str, inputs: Inputs, reference: str | None) -> Candidate:
@@ -223,13 +237,13 @@ def run_case(arch: str, dtype: str, args: argparse.Namespace, say: Callable[[str
     if args.compile and args.fcmae:
         raise ValueError('--fcmae has no compiled form here: leave out --compile')
     layouts, not_run = chosen_layouts(args)
-    inputs = Inputs(arch, args.batch_size, args.size, args.mask_ratio, args.device, None)
+    inputs = Inputs(arch, args.batch_size, args.size, args.mask_ratio, args)
     candidates = build_candidates(layouts, arch, inputs, args, options, say)
     num_cells = inputs.visible_BGG[0].numel()
     num_visible = int(inputs.visible_BGG[0].sum())
     settings = dict(
         arch=arch, batch_size=args.batch_size, size=list(args.size), mask_ratio=args.mask_ratio, num_cells=num_cells,
-        num_visible=num_visible, dtype=dtype, device=args.device,
+        num_visible=num_visible, dtype=dtype, device=args.device, kernels=args.kernels,
     )  # fmt: skip
     title = (
         f'{arch}, batch {args.batch_size}, {args.size[0]} x {args.size[1]} px, {num_visible} of {num_cells} cells '
@@ -250,7 +264,7 @@ def run_curve(arch: str, dtype: str, args: argparse.Namespace, say: Callable[[st
     model, steps, shares = None, {}, {}
     for point in points:
         size = (point.size, point.size)
-        inputs = Inputs(arch, point.batch_size, size, point.mask_ratio, args.device, model)
+        inputs = Inputs(arch, point.batch_size, size, point.mask_ratio, args, model)
         model, shares[point] = inputs.fcmae, inputs.share
         for layout in layouts:
             if layout == 'dense' and point.mask_ratio != base.mask_ratio:
