@@ -357,7 +357,7 @@ RUNS = {  # one per family
     'pretrain/fcmae_convnextv2-atto_8xb512-amp-1600e_in1k.py': {
         'train_cfg.max_epochs': 2,
         'train_dataloader.dataset.source': 'data/demo/unlabelled',
-        'train_dataloader.dataset.pipeline.1.scale': 64,
+        'train_dataloader.dataset.pipeline.0.scale': 64,
         **AT_ONCE,
     },
     'coco/mask-rcnn_convnextv2-atto_fpn_8xb4-amp-lsj-3x-fcmae_coco.py': SMALL_LSJ,

@@ -1,9 +1,10 @@
 """Step 3 of unlabelled data: the dataset of pretraining, pictures without labels that survives bad files.
 
-files (image_files.py) --> LoadImage, augmentations, PackInputs (the pipeline) --> dict(inputs, data_samples)
+files (image_files.py) --> LoadRandomResizedCrop or LoadImage, augmentations, PackInputs (the pipeline)
+                                                                                   --> dict(inputs, data_samples)
 
 Touch this file for what happens to a file that cannot be read and for how a sample's seed is used; not for reading
-files (load_image.py) or for their order (epoch_seeded_sampler.py). Guarded by
+files (load_image.py, load_random_resized_crop.py) or for their order (epoch_seeded_sampler.py). Guarded by
 tests/datasets/test_unlabelled_images.py.
 """
 from __future__ import annotations
@@ -37,7 +38,7 @@ CHANCE_OF_FALSE_STOP = 1e-12
 
 @DATASETS.register_module()
 class UnlabelledImages(BaseDataset):
-    """Pictures of a folder, a list file or a glob, through a pipeline that begins with mmcnx2.LoadImage.
+    """Pictures of a folder, a list file or a glob, through a pipeline that begins with mmcnx2's own loaders.
 
     A file that cannot be read is named once in the log, with the reason and the count so far, and another picture of
     the set takes its place; which one follows from the sample's seed (or its index), not from what happened before.
@@ -50,7 +51,7 @@ class UnlabelledImages(BaseDataset):
 
     Args:
         source: folder, list file or glob; see image_files.find_images, also for data_root and extensions.
-        pipeline: transforms; mmcnx2.LoadImage first, mmpretrain.PackInputs last.
+        pipeline: transforms; mmcnx2.LoadRandomResizedCrop or mmcnx2.LoadImage first, mmpretrain.PackInputs last.
         data_root: where relative sources start.
         extensions: endings of the files in a folder or a glob that count as pictures.
         max_bad_share: in [0, 1]; training stops when more than this share of the files asked for is bad. It is judged
