@@ -29,6 +29,7 @@ from mmcnx2.registry import DATASETS
 from .image_files import EXTENSIONS, find_images
 from .load_image import KINDS, UnreadableImage, check_header
 from .seeding import SeededIndex, derive_seed, seeded_randomness
+from .shrunken_copies import check_complete
 
 UNTRIED, GOOD, BAD = 0, 1, 2  # from BAD on: BAD + place among KINDS of what is wrong
 NUM_FILES_JUDGED = 1000  # the share of bad files is taken over at least so many, or the whole dataset
@@ -63,6 +64,7 @@ class UnlabelledImages(BaseDataset):
 
     Raises:
         FileNotFoundError, ValueError: the source does not exist, or holds no picture; a setting is out of its range.
+        ValueError: the source is a folder of copies of which not all have been made (tools/shrink_images.py).
         ValueError: from an access, when too many files are bad; FileNotFoundError, when their folder has gone.
     """
 
@@ -83,6 +85,8 @@ class UnlabelledImages(BaseDataset):
     def load_data_list(self) -> list[dict]:
         paths = find_images(self.source, self.data_root, self.extensions)
         self._folder = _common_folder(paths)
+        if self._folder:
+            check_complete(self._folder)
         return [dict(img_path=path) for path in paths]
 
     def full_init(self) -> None:
