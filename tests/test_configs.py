@@ -155,6 +155,9 @@ def test_pretraining_recipe(name):
     warmup, cosine = cfg.param_scheduler
     assert warmup.end == cosine.begin == 40 and 'end' not in cosine and cosine.eta_min == 0
     assert (cfg.model.mask_ratio, cfg.model.patch_size, cfg.model.head.norm_pix) == (0.6, 32, True)
+    crop, flip, _ = cfg.train_dataloader.dataset.pipeline
+    assert crop == dict(type='mmcnx2.LoadRandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0))
+    assert flip == dict(type='RandomFlip', prob=0.5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
 from mmcnx2.datasets import LoadImage, LoadRandomResizedCrop, SeededIndex, UnlabelledImages, load_random_resized_crop
@@ -170,6 +171,16 @@ def test_values_of_any_number_of_channels(tmp_path, in_channels):
     np.testing.assert_allclose(given, np.stack([np.asarray(one) for one in expected], 2), atol=0.05)
 
 
+def test_a_jpeg_of_other_channels_or_values_than_8_bit_colour(tmp_path):
+    path = saved(tmp_path / 'x.jpg', picture(150, 210))
+    luminance = quick(path, 2, scale=48, in_channels=1)
+    assert luminance.shape == (48, 48, 1) and luminance.dtype == np.float32
+    colour = quick(path, 2, scale=48, channel_order='rgb').astype(float)
+    assert np.abs(luminance[..., 0] - colour @ [0.299, 0.587, 0.114]).mean() < 1
+    stored = quick(path, 2, scale=48, as_stored=True, channel_order='rgb')
+    assert stored.dtype == np.float32 and np.abs(stored - colour).max() < 2 and (stored != stored.round()).any()
+
+
 def test_channel_order_acts(tmp_path):
     red = np.zeros((50, 50, 3), np.uint8)
     red[..., 0] = 250
@@ -257,14 +268,14 @@ def test_a_reduced_crop_keeps_room_and_no_greater_reduction_would(large, decoded
     reductions = set()
     for orientation in (1, 6):
         for seed in range(40):
-            scale = int(np.random.default_rng(seed).integers(8, 120))
+            scale = np.random.default_rng(seed).integers(8, 120, 2).tolist()
             quick(large[orientation], seed, scale=scale, **loader)
             reduction, size = decoded.pop()
             reductions.add(reduction)
             if reduction > 1:
-                assert min(size) >= oversampling * scale
+                assert all(has >= oversampling * needs for has, needs in zip(size, scale, strict=True))
             if reduction < 8:
-                assert min(size) // 2 - 1 <= oversampling * scale
+                assert any(has // 2 - 1 <= oversampling * needs for has, needs in zip(size, scale, strict=True))
     assert reductions == {1, *REDUCTIONS}
 
 
@@ -339,7 +350,7 @@ def test_a_large_jpeg_that_is_cut_short_is_refused_at_any_reduction(tmp_path, la
         assert refused.value.kind == 'damaged'
 
 
-def test_missing_files_folders_and_broken_exif(tmp_path):
+def test_missing_files_folders_and_broken_exif(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / 'nowhere.jpg'):
         with pytest.raises(UnreadableImage) as refused:
             quick(str(path), 0, scale=32)
@@ -349,7 +360,14 @@ def test_missing_files_folders_and_broken_exif(tmp_path):
         path = str(tmp_path / f'{number}.jpg')
         assert apart(quick(path, 1, scale=32), slow(path, 1, scale=32)).max() <= 3
     path = saved(tmp_path / 'x.jpg', picture(90, 120), orientation=9)
-    assert apart(quick(path, 1, scale=32), slow(path, 1, scale=32)).max() <= 3
+    expected = slow(path, 1, scale=32)
+    assert apart(quick(path, 1, scale=32), expected).max() <= 3
+
+    def broken(image):
+        raise SyntaxError('not a TIFF file')
+
+    monkeypatch.setattr(JpegImageFile, 'getexif', broken)
+    assert apart(quick(path, 1, scale=32), expected).max() <= 3
 
 
 def test_a_mistake_in_the_crop_is_not_taken_for_a_bad_file(tmp_path, monkeypatch):
