@@ -268,7 +268,7 @@ def test_a_reduced_crop_keeps_room_and_no_greater_reduction_would(large, decoded
     reductions = set()
     for orientation in (1, 6):
         for seed in range(40):
-            scale = np.random.default_rng(seed).integers(8, 120, 2).tolist()
+            scale = np.exp(np.random.default_rng(seed).uniform(1.5, 4.8, 2)).round().astype(int).tolist()
             quick(large[orientation], seed, scale=scale, **loader)
             reduction, size = decoded.pop()
             reductions.add(reduction)
