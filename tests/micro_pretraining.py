@@ -58,7 +58,7 @@ def write_pictures(folder: str = 'pictures', num: int = 6, height: int = 64, wid
     return paths
 
 
-def write_class_folders(folder: str = 'classes', num: int = 8, noise: int = 40) -> None:
+def write_class_folders(folder: str = 'classes', num: int = 8, noise: int = 5) -> None:
     """A folder per colour, which a backbone of random weights can tell apart."""
     rng = np.random.default_rng(1)
     for name, colour in COLOURS.items():
