@@ -88,8 +88,8 @@ def draw_maps(
             tiles,
             args.out_dir / f'maps_{re.sub("[^A-Za-z0-9.+-]+", "-", run)}_{layer}.png',
             f'{run}, {layer}',
-            f'{len(tiles)} of {C} channels of one picture, {shape[0]} x {shape[1]} positions, on one scale: black is 0, '
-            'white the size that 99% of the values stay below. Dark: dead; bright all over: saturated.',
+            f'{len(tiles)} of {C} channels of one picture, {shape[0]} x {shape[1]} positions, on one scale: black is '
+            '0, white the size that 99% of the values stay below. Dark: dead; bright all over: saturated.',
         )
 
 

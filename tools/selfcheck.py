@@ -35,9 +35,7 @@ from mmcnx2.engine.user_errors import explain_errors
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of a pretraining run, or its path below our configs')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='as for train.py'
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='as for train.py')
     parser.add_argument('--gpus', type=int, default=1, help='processes of the run; default %(default)s')
     parser.add_argument('--num', type=int, default=64, help='pictures that are looked at; default %(default)s')
     parser.add_argument('--steps', type=int, default=60, help='of overfitting one batch; default %(default)s')
@@ -52,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    findings = []
+    findings, out = [], sys.stdout
     MMLogger.get_current_instance().setLevel('WARNING')  # else a line per parameter
     with explain_errors():
         if min(args.gpus, args.num, args.steps) < 1:
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
             for finding in check_pretraining(cfg, args.num, args.steps, args.gpus, args.seed, args.device):
                 findings.append(finding)
                 if not args.json:
-                    print(finding, file=sys.__stdout__, flush=True)
+                    print(finding, file=out, flush=True)
         curves = [
             Line(finding.check, Curve(tuple(range(len(losses))), tuple(losses)))
             for finding in findings

@@ -80,9 +80,7 @@ def table(results: Mapping[str, Mapping[str, Collapse]]) -> tuple[list[str], lis
     return header, rows
 
 
-def panels(
-    results: Mapping[str, Mapping[str, Collapse]], depths: Mapping[str, Mapping[str, float]]
-) -> list[Panel]:
+def panels(results: Mapping[str, Mapping[str, Collapse]], depths: Mapping[str, Mapping[str, float]]) -> list[Panel]:
     """Distance and share of the possible effective rank against depth, a line per run: {run: {layer: ...}}.
 
     Layers before and after GRN get panels of their own, all others one together.

@@ -6,7 +6,8 @@ settings of the backbone and its preprocessor, the layer, size and crop, the rea
 time. Whatever of these changes, features are computed anew.
 
 Touch this file for how features are made and kept; raise FEATURES_VERSION when their values change. What is done with
-them is in knn.py and linear_probe.py; options of the tools are in mmcnx2/engine/feature_options.py. Guarded by tests/analysis/test_features.py.
+them is in knn.py and linear_probe.py; options of the tools are in mmcnx2/engine/feature_options.py. Guarded by
+tests/analysis/test_features.py.
 """
 
 from __future__ import annotations

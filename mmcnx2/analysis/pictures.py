@@ -105,9 +105,7 @@ class PictureReader:
         height, width = picture_CHW.shape[1:]
         wanted = [side / self.crop_share for side in self.size]
         scale = max(wanted[0] / height, wanted[1] / width)
-        resized = [
-            max(side, round(length * scale)) for side, length in zip(self.size, (height, width), strict=True)
-        ]
+        resized = [max(side, round(length * scale)) for side, length in zip(self.size, (height, width), strict=True)]
         picture_CHW = F.interpolate(picture_CHW[None], resized, mode='bicubic', antialias=True)[0]
         picture_CHW = picture_CHW.clamp(float(values_HWC.min()), float(values_HWC.max()))
         top, left = ((length - side) // 2 for length, side in zip(resized, self.size, strict=True))

@@ -108,9 +108,7 @@ def load_trained_backbone(
         origin, digest = str(checkpoint), file_sha256(path)
     preprocessor = build_preprocessor(cfg)
     settings = json.dumps([backbone_cfg, preprocessor_config(cfg)], sort_keys=True, default=str)
-    return TrainedBackbone(
-        model.eval().to(device), preprocessor and preprocessor.to(device), origin, digest, settings
-    )
+    return TrainedBackbone(model.eval().to(device), preprocessor and preprocessor.to(device), origin, digest, settings)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -74,9 +74,7 @@ def find_labelled_images(source: str | Path, classes: Sequence[str] | None = Non
             'names of folders, or the labels in the lists, must be the same'
         )
     number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(
-        tuple(path for path, _ in pairs), tuple(number[label] for _, label in pairs), tuple(classes)
-    )
+    return LabelledImages(tuple(path for path, _ in pairs), tuple(number[label] for _, label in pairs), tuple(classes))
 
 
 def _order(label: str) -> list[str]:

@@ -158,14 +158,18 @@ class ReconstructionHook(PictureHook):
             model, pictures, self.mask_ratios, self.seed, self.fills, is_shown_in_rgb(runner.cfg)
         )
         path = sheet.draw(_file(runner, self, step, 'png'))
-        measured = {f'reconstruction/error_{ratio:g}': one for ratio, one in zip(sheet.ratios, sheet.errors, strict=True)}
+        measured = {
+            f'reconstruction/error_{ratio:g}': one for ratio, one in zip(sheet.ratios, sheet.errors, strict=True)
+        }
         runner.visualizer.add_scalars(measured, step=step)
         with Image.open(path) as image:
             pixels = np.asarray(image.convert('RGB'))
         for backend in runner.visualizer._vis_backends.values():
             if not isinstance(backend, LocalVisBackend):  # it would put a second copy beside the log
                 backend.add_image('reconstruction', pixels, step)
-        errors = ', '.join(f'{one:.4f} at mask ratio {ratio:g}' for ratio, one in zip(sheet.ratios, sheet.errors, strict=True))
+        errors = ', '.join(
+            f'{one:.4f} at mask ratio {ratio:g}' for ratio, one in zip(sheet.ratios, sheet.errors, strict=True)
+        )
         print_log(f'Reconstruction of {len(pictures)} pictures: error over hidden cells {errors}; {path}', 'current')
 
 

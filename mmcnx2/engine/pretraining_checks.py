@@ -125,7 +125,7 @@ def check_pictures(pictures: list[Tensor], broken: list[str], num_all: int) -> F
     """Can they be read, is something in them, do they differ?"""
     values = [picture.double() for picture in pictures]
     span = max(float(one.max()) for one in values) - min(float(one.min()) for one in values)
-    constant = sum(float(one.std()) <= FLAT * span for one in values)
+    constant = sum(float(one.flatten(1).std(1).max()) <= FLAT * span for one in values)
     distinct = len({one.numpy().tobytes() for one in values})
     numbers = dict(looked_at=len(values), in_set=num_all, constant=constant, distinct=distinct, broken=len(broken))
     said = f'{len(values)} of {num_all:,} looked at: {constant} show nothing but one colour, {distinct} differ'
@@ -157,7 +157,7 @@ def check_normalisation(raw_BCHW: Tensor, images_BCHW: Tensor) -> Finding:
     narrow, wide = float(std_C.min()), float(std_C.max())
     if far > 10 or narrow < 0.02 or wide > 20:
         return Finding('normalisation', FAIL, said, remedy, numbers)
-    if far > 2.5 or narrow < 0.2 or wide > 5:
+    if far > 1.5 or narrow < 0.2 or wide > 5:
         return Finding('normalisation', WARNING, said, remedy, numbers)
     return Finding('normalisation', OK, said, numbers=numbers)
 
@@ -207,9 +207,7 @@ def check_mask_leak(model: nn.Module, images_BCHW: Tensor, visible_BGG: Tensor) 
     generator = torch.Generator().manual_seed(0)
     for parameter in noisy.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
-    hidden_B1HW = ~(
-        visible_BGG.repeat_interleave(model.patch_size, 1).repeat_interleave(model.patch_size, 2)[:, None]
-    )
+    hidden_B1HW = ~(visible_BGG.repeat_interleave(model.patch_size, 1).repeat_interleave(model.patch_size, 2)[:, None])
     noise = 10 * torch.randn(images_BCHW.shape, generator=generator).to(images_BCHW) + 3
     changed_BCHW = torch.where(hidden_B1HW, noise, images_BCHW)
 
@@ -218,12 +216,18 @@ def check_mask_leak(model: nn.Module, images_BCHW: Tensor, visible_BGG: Tensor) 
 
     first, again, other = results(images_BCHW), results(images_BCHW), results(changed_BCHW)
     repeatable = all(map(torch.equal, first, again))
-    largest = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(first, other, strict=True))
+    largest = max(
+        float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(first, other, strict=True)
+    )
     numbers = dict(largest_change=largest, device_repeats_itself=repeatable)
     if all(map(torch.equal, first, other)):
-        return Finding('mask leak', OK, 'other hidden pixels, bit for bit the same features and predictions', '', numbers)
+        return Finding(
+            'mask leak', OK, 'other hidden pixels, bit for bit the same features and predictions', '', numbers
+        )
     if not repeatable and largest < 1e-4:
-        said = f'none seen: this device does not repeat itself, and hidden pixels change no more than that ({largest:.1e})'
+        said = (
+            f'none seen: this device does not repeat itself, and hidden pixels change no more than that ({largest:.1e})'
+        )
         return Finding('mask leak', OK, said, '', numbers)
     return Finding(
         'mask leak', FAIL, f'hidden pixels change the features or predictions, by up to {largest:.1e} of their size',
@@ -271,7 +275,9 @@ def check_gradients(model: nn.Module, images_BCHW: Tensor, visible_BGG: Tensor) 
     said = f'{len(named) - len(dead) - len(bad)} of {len(named)} tensors get one'
     said += f'; {len(frozen)} are frozen' if frozen else ''
     if bad:
-        return Finding('gradients', FAIL, f'{said}; not finite: {_named(bad)}', 'look at the images and weights', numbers)
+        return Finding(
+            'gradients', FAIL, f'{said}; not finite: {_named(bad)}', 'look at the images and weights', numbers
+        )
     if dead:
         return Finding(
             'gradients', FAIL, f'{said}; none: {_named(dead)}', 'these parts are not on the way to the loss: take '
@@ -315,7 +321,11 @@ def check_learning_rate(model: nn.Module, cfg: Config, images_BCHW: Tensor, visi
     trained = copy.deepcopy(model).train()
     options = dict(
         type='OptimWrapper',
-        **{key: cfg.optim_wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg.optim_wrapper},
+        **{
+            key: cfg.optim_wrapper[key]
+            for key in ('optimizer', 'constructor', 'paramwise_cfg')
+            if key in cfg.optim_wrapper
+        },
     )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         optimizer = build_optim_wrapper(trained, Config(dict(options=options)).options).optimizer
@@ -339,7 +349,7 @@ def check_learning_rate(model: nn.Module, cfg: Config, images_BCHW: Tensor, visi
 
 
 def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Finding:
-    """Are there steps at all, is the warmup over before the end, and do the rates add up to a way that weights can go?"""
+    """Are there steps at all, is the warmup over before the end, and do the rates add up to a way to go for weights?"""
     loader, loop = cfg.get('train_dataloader') or {}, cfg.get('train_cfg') or {}
     wrapper = cfg.get('optim_wrapper') or {}
     rate = (wrapper.get('optimizer') or {}).get('lr')
@@ -375,7 +385,7 @@ def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Find
         rate_of_the_paper=of_the_paper,
     )  # fmt: skip
     said = (
-        f'{steps:,} steps of {images} pictures at up to {rate:.3g} ({rate / of_the_paper:.3g} times the paper\'s '
+        f"{steps:,} steps of {images} pictures at up to {rate:.3g} ({rate / of_the_paper:.3g} times the paper's "
         f'1.5e-4 per 256); the rates add up to about {path:.2g}'
     )
     if warmup >= total:
@@ -386,7 +396,8 @@ def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Find
     if path < LEAST_PATH:
         return Finding(
             'schedule', WARNING, f'{said}: weights can hardly leave their start',
-            f'more epochs, or a higher rate: small batches bear optim_wrapper.optimizer.lr={max(5e-4, rate):.2g}', numbers,
+            f'more epochs, or a higher rate: small batches bear optim_wrapper.optimizer.lr={max(5e-4, rate):.2g}',
+            numbers,
         )  # fmt: skip
     return Finding('schedule', OK, said, '', numbers)
 

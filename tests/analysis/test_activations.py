@@ -88,7 +88,9 @@ def test_named_modules_and_the_output():
     assert found['stages.1.1'].shape == (2, 8 * 8, 8)
     x = model.downsample_layers[0](images.permute(0, 2, 3, 1))
     x = model.downsample_layers[1](model.stages[0][0](x, DenseLayout()))
-    torch.testing.assert_close(found['stages.1.0.dwconv'], model.stages[1][0].dwconv(x.permute(0, 3, 1, 2)).flatten(2).mT)
+    torch.testing.assert_close(
+        found['stages.1.0.dwconv'], model.stages[1][0].dwconv(x.permute(0, 3, 1, 2)).flatten(2).mT
+    )
     torch.testing.assert_close(
         found['stages.1.1'], model.stages[1][1](model.stages[1][0](x, DenseLayout()), DenseLayout()).flatten(1, 2)
     )
@@ -132,5 +134,5 @@ def test_wrong_names_are_answered_with_right_ones():
         collect(build(), ['stages.9'], torch.randn(1, 3, 32, 32))
     v1 = build(use_grn=False, layer_scale_init_value=1e-6)
     assert list(expansion_layers(v1))[:2] == ['stages.0.0.gelu', 'stages.1.0.gelu']
-    with pytest.raises(ValueError, match='stages.0.0 has no GRN'):
+    with pytest.raises(ValueError, match=r'stages\.0\.0 has no GRN'):
         collect(v1, ['stages.0.0.grn'], torch.randn(1, 3, 32, 32))

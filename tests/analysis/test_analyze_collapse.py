@@ -24,7 +24,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_runs_are_measured_on_the_same_pictures(folder, call):
     runs = ['--run', 'V2', 'config.py', 'checkpoint.pth', '--run', 'V1 small', 'v1.py', 'v1.pth']
-    code, out, err = call('analyze_collapse', 'pictures', *runs, '--run', 'fresh', 'config.py', 'random', '--batch-size', '2')
+    code, out, err = call(
+        'analyze_collapse', 'pictures', *runs, '--run', 'fresh', 'config.py', 'random', '--batch-size', '2'
+    )
     assert code == 0, err
     assert '3 pictures' in out and 'V1 small, stages.0.0.gelu' in out
     content = json.loads(Path('collapse/collapse.json').read_text())

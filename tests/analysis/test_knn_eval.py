@@ -26,7 +26,7 @@ def test_colours_are_told_apart(folder, call, tool, weights):
     code, out, err = call(tool, 'config.py', *weights, *options, '--out', 'cv.json')
     assert code == 0, err
     result = json.loads(Path('cv.json').read_text())
-    assert result['classes'] == {name: 8 for name in sorted(COLOURS)}
+    assert result['classes'] == dict.fromkeys(sorted(COLOURS), 8)
     assert result['most_frequent'] == pytest.approx(1 / 3)
     assert '5 folds' in out and 'scores 33.3' in out
     figures = result['results']['3'] if tool == 'knn_eval' else result['results']
@@ -35,7 +35,9 @@ def test_colours_are_told_apart(folder, call, tool, weights):
     result = json.loads(Path('val.json').read_text())
     assert code == 0 and sum(result['classes'].values()) == 9 and 'tested on 9 of val' in out
     figures = result['results']['1'] if tool == 'knn_eval' else result['results']
-    assert figures['top1'] > 0.95 and 100 * figures['top1'] == pytest.approx(float(out.splitlines()[2].split()[-2 if tool == 'knn_eval' else 2]), abs=0.01)
+    assert figures['top1'] > 0.95 and 100 * figures['top1'] == pytest.approx(
+        float(out.splitlines()[2].split()[-2 if tool == 'knn_eval' else 2]), abs=0.01
+    )
 
 
 def test_labels_decide(folder, call):
@@ -45,7 +47,9 @@ def test_labels_decide(folder, call):
     for name, other in zip(COLOURS, [*list(COLOURS)[1:], 'red'], strict=True):
         Path('val', f'{name}_').rename(Path('val', other))
     for tool in ('knn_eval', 'linear_probe'):
-        code, _, err = call(tool, 'config.py', 'checkpoint.pth', '--train', 'train', '--val', 'val', '--out', 'x.json', '--workers', '0')
+        code, _, err = call(
+            tool, 'config.py', 'checkpoint.pth', '--train', 'train', '--val', 'val', '--out', 'x.json', '--workers', '0'
+        )
         assert code == 0, err
         result = json.loads(Path('x.json').read_text())['results']
         assert result.get('10', result)['top1'] < 0.05
@@ -84,6 +88,8 @@ def test_mistakes_are_one_line(folder, call, tool, options, words):
     Path('train/red').rename('other/violet') if 'other' in options else None
     Path('one').mkdir()
     Path('val/red').rename('one/red')
-    code, _, err = call(tool, 'config.py', *options, *([] if '--train' in options else ['--train', 'train']), '--workers', '0')
+    code, _, err = call(
+        tool, 'config.py', *options, *([] if '--train' in options else ['--train', 'train']), '--workers', '0'
+    )
     lines = [line for line in err.splitlines() if line.startswith('error: ')]
     assert code == 1 and len(lines) == 1 and words in lines[0], err

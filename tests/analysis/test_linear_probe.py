@@ -90,7 +90,9 @@ def test_the_measured_pictures_choose_nothing(monkeypatch):
     sizes = []
     fit = linear_probe.fit_linear
     monkeypatch.setattr(
-        linear_probe, 'fit_linear', lambda x, y, *rest, **more: sizes.append(np.bincount(y).tolist()) or fit(x, y, *rest, **more)
+        linear_probe,
+        'fit_linear',
+        lambda x, y, *rest, **more: sizes.append(np.bincount(y).tolist()) or fit(x, y, *rest, **more),
     )
     fit_probe(features, labels, 3, penalties=(1.0, 0.1))
     assert sizes == [[8, 8, 8], [8, 8, 8], [10, 10, 10]]

@@ -1,4 +1,4 @@
-"""Models to look at: all values of the checkpoint arrive, random ones follow the seed, and origins can be told apart."""
+"""Models to look at: all values of the checkpoint arrive, random ones follow the seed, and origins differ."""
 
 import pytest
 import torch

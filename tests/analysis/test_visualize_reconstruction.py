@@ -111,7 +111,7 @@ def test_without_norm_pix_there_is_one_way_to_fill(folder):
         (dict(options=['--size', '50']), '50 x 50 px do not divide into cells of 32 px'),
         (dict(options=['--mask-ratio', '1']), 'mask_ratio=1'),
         (dict(options=['--num', '0']), '--num 0'),
-        (dict(config=CONFIG.replace('[4, 8, 8, 16]', '[8, 8, 8, 16]')), 'checkpoint.pth: checkpoint of another architecture'),
+        (dict(config=CONFIG.replace('[4, 8, 8, 16]', '[8, 8, 8, 16]')), 'checkpoint.pth: checkpoint of another'),
         (dict(config="model = dict(type='mmcnx2.ConvNeXtV2', arch='atto')"), 'ConvNeXtV2, which reconstructs nothing'),
         (dict(checkpoint='text.png'), 'text.png'),
     ],

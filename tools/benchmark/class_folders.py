@@ -41,8 +41,8 @@ NAMES = {
     ),
     'place': (
         'bakery barn beacon bell_cote boathouse bookshop breakwater butcher_shop castle church cinema cliff_dwelling '
-        'confectionery dam dock dome fountain greenhouse grocery_store home_theater library lumbermill monastery mosque '
-        'obelisk palace patio planetarium prison restaurant shoe_shop stage steel_arch_bridge stupa suspension_bridge '
+        'confectionery dam dock dome fountain greenhouse grocery_store home_theater library lumbermill monastery '
+        'mosque obelisk palace patio planetarium prison restaurant shoe_shop stage steel_arch_bridge stupa suspension_bridge '
         'thatch tobacco_shop toyshop triumphal_arch viaduct water_tower yurt bannister birdhouse apiary'
     ),
 }
@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--most', type=int, default=90, help='photos of a class; default %(default)s')
     args = parser.parse_args()
-    counts = link_photos(args.folder, args.out, args.most) if args.kind == 'photos' else cut_objects(args.folder, args.out)
+    counts = (
+        link_photos(args.folder, args.out, args.most) if args.kind == 'photos' else cut_objects(args.folder, args.out)
+    )
     print(f'{sum(counts.values())} pictures in {args.out}: ' + ', '.join(f'{n} {name}' for name, n in counts.items()))
 
 

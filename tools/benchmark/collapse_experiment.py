@@ -174,9 +174,7 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
             first, last, accuracy = found['ends'].get(run, (None, None, None))
             end = '-' if first is None else f'{first:.3f} to {last:.3f}'
             end += f', held-out top-1 {accuracy.values[-1]:.1f}' if accuracy else ''
-            rows.append(
-                [name_of(run), label, *(f'{value:.3f}' for value in numbers[:3]), *map(str, numbers[3:]), end]
-            )
+            rows.append([name_of(run), label, *(f'{value:.3f}' for value in numbers[:3]), *map(str, numbers[3:]), end])
     results = {name_of(run): layers for run, layers in found['results'].items()}
     depths = {name_of(run): layers for run, layers in found['depths'].items()}
     longest = max(args.epochs)
@@ -186,7 +184,9 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
     for run in runs:
         if not run.endswith(f'-{longest}'):
             continue
-        curves = [c for n, c in found['logs'][run].val.items() if n.startswith('collapse/distance/') and n.endswith('.gelu')]
+        curves = [
+            c for n, c in found['logs'][run].val.items() if n.startswith('collapse/distance/') and n.endswith('.gelu')
+        ]
         means = tuple(sum(values) / len(values) for values in zip(*(curve.values for curve in curves), strict=True))
         lines.append(Line(name_of(run), Curve(curves[0].steps, means)))
     panels.append(Panel('Mean over blocks, before GRN, in training', 'epoch', '', lines))
