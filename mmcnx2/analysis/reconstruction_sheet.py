@@ -98,12 +98,10 @@ def reconstruction_sheet(
         arguments = (images_BCHW, visible_BGG, predictions_BLP, patch_size, norm_pix)
         errors.append(float(reconstruction.hidden_error(*arguments).mean()))
         suffix = f' {ratio:g}' if len(ratios) > 1 else ''
-        seen_BHW1 = (
-            reconstruction.visible_pixels(images_BCHW, visible_BGG, patch_size).permute(0, 2, 3, 1).cpu().numpy()
-        )
+        seen_B1HW = reconstruction.visible_pixels(images_BCHW, visible_BGG, patch_size).cpu().numpy()
         masked = [
-            np.where(seen, picture, np.uint8(HIDDEN_GREY))
-            for seen, picture in zip(seen_BHW1, rows[0].pictures, strict=True)
+            np.where(seen_1HW[0, :, :, None], picture, np.uint8(HIDDEN_GREY))
+            for seen_1HW, picture in zip(seen_B1HW, rows[0].pictures, strict=True)
         ]
         rows.append(PictureRow(f'masked{suffix}', masked))
         for fill in FILLS[fills] if norm_pix else FILLS[fills][:1]:

@@ -40,10 +40,11 @@ NAMES = {
         'trailer_truck tricycle trimaran trolleybus warplane yawl cab beach_wagon go-kart bicycle-built-for-two'
     ),
     'place': (
-        'bakery barn beacon bell_cote boathouse bookshop breakwater butcher_shop castle church cinema cliff_dwelling '
-        'confectionery dam dock dome fountain greenhouse grocery_store home_theater library lumbermill monastery '
-        'mosque obelisk palace patio planetarium prison restaurant shoe_shop stage steel_arch_bridge stupa suspension_bridge '
-        'thatch tobacco_shop toyshop triumphal_arch viaduct water_tower yurt bannister birdhouse apiary'
+        'bakery barn beacon bell_cote boathouse bookshop breakwater butcher_shop castle church cinema '
+        'cliff_dwelling confectionery dam dock dome fountain greenhouse grocery_store home_theater library lumbermill '
+        'monastery mosque obelisk palace patio planetarium prison restaurant shoe_shop stage steel_arch_bridge stupa '
+        'suspension_bridge thatch tobacco_shop toyshop triumphal_arch viaduct water_tower yurt bannister birdhouse '
+        'apiary'
     ),
 }
 OBJECT = 'object'

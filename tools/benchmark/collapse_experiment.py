@@ -43,7 +43,7 @@ model = dict(backbone=dict(arch={arch!r}{v1}))
 train_dataloader = dict(dataset=dict(source={train!r}))
 train_cfg = dict(max_epochs={epochs})
 default_hooks = dict(
-    checkpoint=dict(interval={epochs}), reconstruction=dict(interval=0),
+    checkpoint=dict(interval=10), reconstruction=dict(interval=0),
     collapse=dict(interval=5, images={held_out!r}, num_images=32))
 """
 SUPERVISED = """
@@ -78,7 +78,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=0., begin=1, by_epoch=True, convert_to_iter_based=True)]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval={epochs}, save_best=None, max_keep_ckpts=1),
+    logger=dict(interval=10), checkpoint=dict(interval=10, save_best=None, max_keep_ckpts=1),
     collapse=dict(type='mmcnx2.CollapseHook', interval=5, images={held_out!r}, num_images=32))
 log_processor = dict(window_size=10)
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))
@@ -118,7 +118,7 @@ def train(run: str, lists: dict, args: argparse.Namespace) -> None:
     )
     config = args.work_dir / f'{run}.py'
     config.write_text(text)
-    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
+    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), '--resume']
     started = time.time()
     with (args.work_dir / f'{run}.log').open('w') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
