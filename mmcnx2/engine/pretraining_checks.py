@@ -178,9 +178,10 @@ def check_grid(model: nn.Module, images_BCHW: Tensor) -> Finding:
 
 def check_targets(model: nn.Module, images_BCHW: Tensor) -> Finding:
     """Is there something to predict in the cells?"""
-    cells_BLP = cells_from_images(images_BCHW.double(), model.patch_size)
-    std_BL = cells_BLP.std(-1)
-    flat = float((std_BL < FLAT * images_BCHW.double().std()).double().mean())
+    C = images_BCHW.shape[1]
+    cells_BLPC = cells_from_images(images_BCHW.double(), model.patch_size).unflatten(-1, (-1, C))
+    std_BL = cells_BLPC.std(dim=2).amax(-1)  # of the liveliest channel: a cell of one colour is flat too
+    flat = float((std_BL <= FLAT * images_BCHW.double().std()).double().mean())
     is_normalised = getattr(model.head, 'norm_pix', False)
     numbers = dict(flat_share=flat, cell_std=float(std_BL.mean()), norm_pix=bool(is_normalised))
     said = f'{flat:.1%} of the cells are flat; values inside a cell spread by {float(std_BL.mean()):.2f}'
