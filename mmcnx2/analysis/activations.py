@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2Block
-from mmcnx2.models.layers import Layout
+from mmcnx2.models.layers import DepthwiseConv, Layout
 
 BEFORE_GRN, AFTER_GRN = 'gelu', 'grn'
 OUTPUT = 'output'
@@ -37,7 +37,7 @@ CHANNELS_FIRST = (
 
 def expansion_values(block: ConvNeXtV2Block, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """Output of the block's dimension-expansion layer after the GELU: (before GRN, after GRN; None without GRN)."""
-    before = F.gelu(block.pwconv1(block.norm(layout.conv(x, block.dwconv))))
+    before = F.gelu(block.pwconv1(block.norm(block.dwconv(x, layout))))
     return before, None if block.grn is None else block.grn(before, layout)
 
 
@@ -107,11 +107,12 @@ def _watch(model: nn.Module, name: str, take: Callable, channels_first: bool | N
             f"there is no layer {name!r}. Layers are '{OUTPUT}', names of modules such as "
             f'{", ".join(list(modules)[1:4])}, and in blocks the expansion{f" ({examples})" if examples else ""}'
         )
+    in_layout = isinstance(module, DepthwiseConv)  # called with a layout, and by it once more with an ordinary map
     if channels_first is None:
-        channels_first = name == OUTPUT or isinstance(module, CHANNELS_FIRST)
+        channels_first = name == OUTPUT or (isinstance(module, CHANNELS_FIRST) and not in_layout)
 
-    def take_output(_, __, output) -> None:
-        if not busy[0]:
+    def take_output(_, args: tuple, output) -> None:
+        if not busy[0] and not (in_layout and len(args) == 1):
             take(name, as_positions(output, channels_first))
 
     return module.register_forward_hook(take_output)

@@ -66,20 +66,22 @@ def test_expansions_are_those_of_a_plain_computation():
 
 
 @pytest.mark.parametrize('layout', ['dense', 'visible'])
-def test_the_block_goes_on_from_what_is_collected(layout):
+@pytest.mark.parametrize('kernels', ['torch', 'auto'])
+def test_the_block_goes_on_from_what_is_collected(layout, kernels):
     """However a block computes its steps, in one or in several: its output follows from the collected values."""
     block = build().stages[1][0]
     visible = torch.tensor([[[True, False], [False, True]]])
     if layout == 'visible':
-        x, layout = torch.randn(1, 2, 4, 4, 8), VisibleLayout(visible)
+        x, layout = torch.randn(1, 2, 4, 4, 8), VisibleLayout(visible, kernels=kernels)
     else:
-        x, layout = torch.randn(1, 8, 8, 8), DenseLayout()
+        x, layout = torch.randn(1, 8, 8, 8), DenseLayout(kernels=kernels)
     _, after = expansion_values(block, x, layout)
     torch.testing.assert_close(x + block.pwconv2(after), block(x, layout))
 
 
-def test_named_modules_and_the_output():
-    model = build(out_indices=(0, 3))
+@pytest.mark.parametrize('kernels', ['torch', 'auto'])
+def test_named_modules_and_the_output(kernels):
+    model = build(out_indices=(0, 3), kernels=kernels)
     images = torch.randn(2, 3, 64, 64)
     found = collect(model, ['stages.1.0.dwconv', 'stages.1.1', 'norm0', 'output'], images)
     maps = model(images)
@@ -88,12 +90,11 @@ def test_named_modules_and_the_output():
     assert found['stages.1.1'].shape == (2, 8 * 8, 8)
     x = model.downsample_layers[0](images.permute(0, 2, 3, 1))
     x = model.downsample_layers[1](model.stages[0][0](x, DenseLayout()))
-    torch.testing.assert_close(
-        found['stages.1.0.dwconv'], model.stages[1][0].dwconv(x.permute(0, 3, 1, 2)).flatten(2).mT
-    )
-    torch.testing.assert_close(
-        found['stages.1.1'], model.stages[1][1](model.stages[1][0](x, DenseLayout()), DenseLayout()).flatten(1, 2)
-    )
+    convolved = model.stages[1][0].dwconv(x.permute(0, 3, 1, 2))  # as an ordinary convolution
+    torch.testing.assert_close(found['stages.1.0.dwconv'], convolved.flatten(2).mT)
+    blocks = model.stages[1]
+    expected = blocks[1](blocks[0](x, DenseLayout()), DenseLayout())
+    torch.testing.assert_close(found['stages.1.1'], expected.flatten(1, 2))
 
 
 def test_parts_of_a_block_are_taken_once_beside_its_expansion():

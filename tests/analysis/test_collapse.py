@@ -85,6 +85,9 @@ def test_dead_and_saturated_channels_are_so_in_every_picture():
     meter.add(channels())
     assert meter.dead_C.tolist() == [False, True, False, False, False]
     assert meter.saturated_C.tolist() == [False, False, False, True, False]
+    backwards = CollapseMeter()
+    backwards.add(channels().flip(0))
+    assert backwards.result().num_dead == backwards.result().num_saturated == 1
     first = CollapseMeter()
     first.add(channels()[:1])
     assert first.dead_C.tolist() == [False, True, True, False, False]
