@@ -379,6 +379,7 @@ def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Find
         ),
         default=0,
     )
+    made_for = auto.get('base_batch_size')
     path = rate * max(steps - warmup / gathered / 2, 0) / 2
     of_the_paper = SPEED * images / 256
     numbers = dict(
@@ -394,6 +395,14 @@ def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Find
             'schedule', FAIL, f'{said}; the warmup of {warmup:,} iterations is longer than the run of {total:,}',
             'shorten it: param_scheduler.0.end and param_scheduler.1.begin', numbers,
         )  # fmt: skip
+    if made_for and not auto.get('enable') and not made_for / 2 <= images <= made_for * 2:
+        return Finding(
+            'schedule',
+            WARNING,
+            f'{said}; the config is made for {made_for} pictures per step',
+            f'optim_wrapper.accumulative_counts={max(round(made_for / per_iteration), 1)}, or auto_scale_lr.enable=True',
+            numbers,
+        )
     if path < LEAST_PATH:
         return Finding(
             'schedule', WARNING, f'{said}: weights can hardly leave their start',

@@ -74,6 +74,7 @@ def test_the_cache_answers_the_same_question_only(paths, monkeypatch):
         dict(checkpoint='random'),
         dict(config=CONFIG.replace('58.395', '50.0')),
         dict(config=CONFIG.replace("'mmcnx2.LoadImage'", "'mmcnx2.LoadImage', channel_order='rgb'")),
+        dict(layer='stages.0.0'),
         dict(layer='stages.0.0', channels_first=True),
     ):
         other, count = ask(**options)

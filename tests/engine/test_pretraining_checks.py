@@ -252,4 +252,8 @@ def test_schedule_verdicts(folder):
     warm = schedule(**{'param_scheduler.0.end': 200})
     assert warm.verdict == FAIL and 'warmup of 10,000' in warm.said
     assert schedule(num_images=1).verdict == FAIL
+    for_eight = schedule(auto_scale_lr=dict(enable=False, base_batch_size=16))
+    assert for_eight.verdict == WARNING and 'accumulative_counts=8, or auto_scale_lr.enable=True' in for_eight.remedy
+    assert schedule(auto_scale_lr=dict(enable=False, base_batch_size=16), num_processes=8).verdict == OK
+    assert schedule(auto_scale_lr=dict(enable=True, base_batch_size=16)).verdict == OK
     assert schedule(train_cfg=None).verdict == checks.SKIPPED
