@@ -400,7 +400,8 @@ def check_schedule(cfg: Config, num_images: int, num_processes: int = 1) -> Find
             'schedule',
             WARNING,
             f'{said}; the config is made for {made_for} pictures per step',
-            f'optim_wrapper.accumulative_counts={max(round(made_for / per_iteration), 1)}, or auto_scale_lr.enable=True',
+            f'optim_wrapper.accumulative_counts={max(round(made_for / per_iteration), 1)}, or '
+            'auto_scale_lr.enable=True',
             numbers,
         )
     if path < LEAST_PATH:

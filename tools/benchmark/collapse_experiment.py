@@ -102,10 +102,14 @@ def write_lists(folders: Path, work_dir: Path) -> dict[str, str]:
     return found
 
 
+def is_complete(run: str, args: argparse.Namespace) -> bool:
+    return (args.work_dir / run / f'epoch_{run.rsplit("-", 1)[1]}.pth').is_file()
+
+
 def train(run: str, lists: dict, args: argparse.Namespace) -> None:
     kind, epochs = run.rsplit('-', 1)
     work_dir = args.work_dir / run
-    if (work_dir / 'last_checkpoint').is_file() and (work_dir / f'epoch_{epochs}.pth').is_file():
+    if is_complete(run, args):
         return
     from mmcnx2.models.backbones.convnext_v2 import ARCHS
 
@@ -216,17 +220,22 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--epochs', type=int, nargs='+', default=[20, 60])
     parser.add_argument('--arch', default='atto')
-    parser.add_argument('--runs', nargs='+', help='train these alone, and report nothing')
+    parser.add_argument(
+        '--runs', nargs='+', help='train these alone, report nothing; none: report those that are complete'
+    )
     parser.add_argument('--out', type=Path, default=Path('collapse.md'))
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel('WARNING')
     torch.set_num_threads(1)
     lists = write_lists(args.folders, args.work_dir)
     runs = [f'{kind}-{epochs}' for epochs in args.epochs for kind in KINDS]
-    for run in args.runs or runs:
+    for run in [] if args.runs == ['none'] else args.runs or runs:
         train(run, lists, args)
     if not args.runs:
         report(measure(runs, lists, args), runs, lists, args)
+    elif args.runs == ['none']:
+        complete = [run for run in runs if is_complete(run, args)]
+        report(measure(complete, lists, args), complete, lists, args)
 
 
 if __name__ == '__main__':
