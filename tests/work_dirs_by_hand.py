@@ -33,15 +33,26 @@ Runtime environment:
 
 def write_config(folder: Path, name: str = 'model_task.py', **changes: object) -> None:
     values = dict(
-        scope='mmdet', model='MaskRCNN', drop_path_rate=0.1, flip=0.5, schedule="type='IterBasedTrainLoop', max_iters=100",
-        lr=0.001, seed=0, work_dir=folder,
-    )  # fmt: skip
+        scope='mmdet',
+        model='MaskRCNN',
+        drop_path_rate=0.1,
+        flip=0.5,
+        schedule="type='IterBasedTrainLoop', max_iters=100",
+        lr=0.001,
+        seed=0,
+        work_dir=folder,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(CONFIG.format(**{**values, **changes}))
 
 
 def write_attempt(
-    folder: Path, lines: list[dict], start: str = '20260101_000000', seconds: int = 60, processes: int = 1, gpu: str = ''
+    folder: Path,
+    lines: list[dict],
+    start: str = '20260101_000000',
+    seconds: int = 60,
+    processes: int = 1,
+    gpu: str = '',
 ) -> None:
     """One start of a run: scalars.json and a text log that lasts `seconds`."""
     attempt = folder / start
@@ -136,7 +147,8 @@ def classification_run(folder: Path) -> None:
         schedule="type='EpochBasedTrainLoop', max_epochs=3", lr=0.02,
     )  # fmt: skip
     lines = [
-        {**line, 'epoch': 1 + (line['step'] - 1) // 10} for line in train_lines(range(10, 31, 10), start=7.0, end=3.0, total=30)
+        {**line, 'epoch': 1 + (line['step'] - 1) // 10}
+        for line in train_lines(range(10, 31, 10), start=7.0, end=3.0, total=30)
     ]
     validations = {
         10 * epoch: {'accuracy/top1': top1, 'accuracy/top5': 2 * top1, 'step': epoch}

@@ -1,14 +1,11 @@
 """What is read from work dirs written by hand, whole and damaged."""
 
-import sys
 from pathlib import Path
 
 import pytest
+import work_dirs_by_hand as by_hand
 
 from mmcnx2.analysis.run_facts import find_runs, natural, read_facts, run_labels
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import work_dirs_by_hand as by_hand
 
 
 def test_a_run_that_was_resumed(tmp_path):
