@@ -74,12 +74,32 @@
   }
 
   function faded(hex, share) {
-    return hex.startsWith('#') ? `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16))},${share})` : hex;
+    return `rgba(${channels(hex)},${share})`;
   }
 
   // Plotly reads tags in texts; names of runs and classes are meant as they are written
   function plain(text) {
     return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+  }
+
+  function channels(hex) {
+    return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  }
+
+  // Relative luminance of sRGB channels 0..255, as WCAG defines it.
+  function luminance(rgb) {
+    const [red, green, blue] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  }
+
+  // Of the page's text and background, the colour that is read better on a mixture of two others.
+  function readableOn(from, to, share) {
+    const under = luminance(channels(from).map((c, i) => c + share * (channels(to)[i] - c)));
+    const contrast = (name) => {
+      const [low, high] = [luminance(channels(colour(name))), under].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    };
+    return contrast('text') >= contrast('back') ? colour('text') : colour('back');
   }
 
   function axis(title, more) {
@@ -160,7 +180,7 @@
     if (few) {
       layout.annotations = shares.flatMap((row, i) => row.map((share, j) => ({
         x: j, y: i, showarrow: false, text: share === null ? '' : `${Math.round(100 * share)}`,
-        font: {size: 11, color: share > 0.5 ? colour('back') : colour('text')},
+        font: {size: 11, color: readableOn(colour('panel'), colour('heat'), share ?? 0)},
       })));
     }
     return {traces: [trace], layout};

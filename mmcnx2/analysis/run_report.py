@@ -36,6 +36,7 @@ TITLES = {
 }  # in this order
 LEARNING_RATES = ('base_lr', 'lr')  # the first that was logged; 'lr' alone is that of the first layer under layer decay
 MANY_DIFFERENCES = 12  # beyond so many rows they are folded
+MANY_CLASSES = 25
 MOST_SHEETS = 4  # of a series of pictures
 MOST_PARTS = 8  # curves of parts of the loss
 
@@ -102,7 +103,7 @@ def loss_text(value: float) -> str:
 
 
 def at_text(step: int, unit: str) -> str:
-    return f'epoch {step}' if unit == 'epochs' else f'iteration {step}'
+    return f'epoch {step}' if unit == 'epochs' else f'iter {step}'
 
 
 def metric_curve(facts: RunFacts, metric: str) -> Curve:
@@ -168,7 +169,7 @@ def _steps_cell(facts: RunFacts) -> Cell:
 
 
 def state_of(facts: RunFacts) -> str:
-    """'complete', 'at 250 of 1000 iterations', 'no checkpoint'; '-' when the schedule is not known.
+    """'complete, 2 starts', 'at 250 of 1000 iterations', 'no checkpoint'; '-' when the schedule is not known.
 
     From the last checkpoint's name, epoch_N.pth or iter_N.pth.
     """
@@ -182,7 +183,7 @@ def state_of(facts: RunFacts) -> str:
     if (named[1] == 'epoch') != (unit == 'epochs'):
         return facts.checkpoint.name
     resumed = f', {facts.log.num_attempts} starts' if facts.log.num_attempts > 1 else ''
-    return (f'complete ({end} {unit}{resumed})') if reached >= end else f'at {reached} of {end} {unit}{resumed}'
+    return ('complete' if reached >= end else f'at {reached} of {end} {unit}') + resumed
 
 
 COST_NOTE = Text(
@@ -340,7 +341,11 @@ def confusion_parts(confusions: Mapping[str, Confusion]) -> list[Part]:
         Heading('Which classes are taken for which'),
         Text([CONFUSION_NOTES[some.unit]]),
         Charts(matrices),
-        *class_tables(confusions),
+        *(
+            Folded(f'All {len(table.rows)} classes', [table]) if len(table.rows) > MANY_CLASSES else table
+            for table in class_tables(confusions)
+        ),
+        Text([CLASS_NOTE]),
     ]
 
 
@@ -355,7 +360,7 @@ CONFUSION_NOTES = {
 }
 
 
-def class_tables(confusions: Mapping[str, Confusion]) -> list[Part]:
+def class_tables(confusions: Mapping[str, Confusion]) -> list[Table]:
     """Per class, runs side by side; runs with the same classes share a table."""
     groups: dict[tuple[str, ...], dict[str, Confusion]] = {}
     for label, each in confusions.items():
@@ -367,19 +372,14 @@ def _class_table(confusions: Mapping[str, Confusion]) -> Table:
     some = next(iter(confusions.values()))
     classes = [name for name in some.classes if not (some.unit == 'objects' and name == NOTHING)]
     truth = np.array(some.counts).sum(1)
-    header, columns = ['class', f'true {some.unit}'], [[Cell(f'{int(count):,}', int(count)) for count in truth]]
-    for label, each in confusions.items():
-        counts = np.array(each.counts)
-        hits = np.diag(counts).astype(float)
-        recall, precision = (_ratio(hits, counts.sum(axis)) for axis in (1, 0))
-        if some.unit == 'pixels':
-            header.append(f'IoU: {label}')
-            columns.append([_share_cell(value) for value in intersections_over_unions(counts)])
-        header += [f'found: {label}', f'right: {label}']
-        columns += [[_share_cell(value) for value in values] for values in (recall, precision)]
-        header.append(f'mostly taken for: {label}')
-        columns.append([Cell(_worst(counts, row, each.classes)) for row in range(len(counts))])
-    return Table(header, [[name, *(column[row] for column in columns)] for row, name in enumerate(classes)])
+    columns = {f'true {some.unit}': [Cell(f'{int(count):,}', int(count)) for count in truth]}
+    for measure, cells_of in CLASS_MEASURES.items():
+        if measure != 'IoU' or some.unit == 'pixels':
+            for label, each in confusions.items():
+                columns[f'{measure}: {label}'] = cells_of(np.array(each.counts), each.classes)
+    return Table(
+        ['class', *columns], [[name, *(cells[row] for cells in columns.values())] for row, name in enumerate(classes)]
+    )
 
 
 def _share_cell(value: float) -> Cell:
@@ -397,6 +397,26 @@ def _worst(counts: np.ndarray, row: int, classes: Sequence[str]) -> str:
     wrong[row] = 0
     place = int(wrong.argmax())
     return f'{classes[place]} ({100 * wrong[place] / counts[row].sum():.3g}%)' if wrong[place] else NOT_RUN
+
+
+def _shares(hits_of: int) -> Callable[[np.ndarray, Sequence[str]], list[Cell]]:
+    """Cells of the diagonal by the sums over an axis: 1 for what was found, 0 for what was right of it."""
+    return lambda counts, classes: [
+        _share_cell(value) for value in _ratio(np.diag(counts).astype(float), counts.sum(hits_of))
+    ]
+
+
+# Columns of the table of classes, runs side by side within each
+CLASS_MEASURES: dict[str, Callable[[np.ndarray, Sequence[str]], list[Cell]]] = {
+    'IoU': lambda counts, classes: [_share_cell(value) for value in intersections_over_unions(counts)],
+    'found': _shares(1),
+    'right': _shares(0),
+    'mostly taken for': lambda counts, classes: [Cell(_worst(counts, row, classes)) for row in range(len(counts))],
+}
+CLASS_NOTE = (
+    'Found: the share of the true ones that were given their class (recall); right: the share of those given a class '
+    'that are of it (precision).'
+)
 
 
 # ---- pictures of others

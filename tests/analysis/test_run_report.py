@@ -67,15 +67,15 @@ def test_tasks_in_order_and_runs_as_given(runs):
 def test_results_are_those_of_the_logs(runs):
     found = {section.title: by_name(section.parts[0]) for section in run_sections(runs)}
     b = found['Detection']['b']
-    assert b['box AP'] == Cell('0.370', 0.47 - 0.1) and b['best box AP'] == Cell('0.470 (iteration 50)', 0.47)
-    assert b['mask AP'] == Cell('0.470', 0.47) and b['best mask AP'].text == '0.470 (iteration 100)'
+    assert b['box AP'] == Cell('0.370', 0.47 - 0.1) and b['best box AP'] == Cell('0.470 (iter 50)', 0.47)
+    assert b['mask AP'] == Cell('0.470', 0.47) and b['best mask AP'].text == '0.470 (iter 100)'
     lines = by_hand.train_lines(range(2, 101, 2))
     assert b['last loss'].value == lines[-1]['loss']
     assert b['lowest loss'].value == min(line['loss'] for line in lines)
-    assert b['steps'] == Cell('100', 100) and b['state'].text == 'complete (100 iterations)'
+    assert b['steps'] == Cell('100', 100) and b['state'].text == 'complete'
     s = found['Segmentation']['s']
-    assert s['mIoU'] == Cell('0.600', 0.6) and s['best mIoU'] == Cell('0.613 (iteration 75)', 0.6125)
-    assert s['state'].text == 'complete (100 iterations, 2 starts)'
+    assert s['mIoU'] == Cell('0.600', 0.6) and s['best mIoU'] == Cell('0.613 (iter 75)', 0.6125)
+    assert s['state'].text == 'complete, 2 starts'
     c = found['Classification']['c']
     assert c['top-1'].value == 0.25 and c['best top-1'] == Cell('0.300 (epoch 2)', 0.3)
     assert set(found['Pretraining']['p']) == {'last loss', 'lowest loss', 'steps', 'state'}
@@ -133,7 +133,7 @@ def test_diverged_and_missing_values(tmp_path):
 @pytest.mark.parametrize(
     ('checkpoint', 'expected'),
     [
-        ('iter_100.pth', 'complete (100 iterations)'),
+        ('iter_100.pth', 'complete'),
         ('iter_60.pth', 'at 60 of 100 iterations'),
         ('epoch_2.pth', 'epoch_2.pth'),
         ('mine.pth', '-'),
