@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 
-from mmcnx2.atomic_write import write_atomically
+from mmcnx2.atomic_write import open_atomically
 
 from .run_log import Curve
 
-DPI = 180
+DPI, SMALL_DPI = 180, 140
 PAGE_WIDTH = 4.3  # inches: shown 360 px wide on a phone, 9 pt come out about 10 px high
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 DASHES = ('-', '--', '-.', ':')
@@ -77,18 +77,23 @@ class PictureRow:
     pictures: Sequence[np.ndarray]
 
 
-def png_of(figure: Figure) -> bytes:
-    """The figure as the content of a PNG file."""
-    FigureCanvasAgg(figure)
-    file = io.BytesIO()
-    figure.savefig(file, format='png', dpi=DPI, facecolor='white')
-    return file.getvalue()
-
-
 def save_png(figure: Figure, path: str | Path) -> Path:
     """Write the figure beside `path`, then move it there in one step."""
-    write_atomically(path, png_of(figure))
+    FigureCanvasAgg(figure)
+    with open_atomically(path) as file:
+        figure.savefig(file, format='png', dpi=DPI, facecolor='white')
     return Path(path)
+
+
+def small_png(figure: Figure) -> bytes:
+    """The figure as a PNG of few bytes: 600 px wide, 32 colours, which plots do not miss."""
+    figure.set_dpi(SMALL_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    file = io.BytesIO()
+    image.quantize(32, dither=Image.Dither.NONE).save(file, 'PNG')
+    return file.getvalue()
 
 
 def line_style(line: Line, place: int) -> tuple[str, str]:

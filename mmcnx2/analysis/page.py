@@ -24,7 +24,7 @@ from PIL import Image
 from mmcnx2.atomic_write import write_atomically
 
 from .comparison import NOT_RUN
-from .figures import Line, Matrix, Panel, curves_figure, line_style, matrix_figure, png_of
+from .figures import Line, Matrix, Panel, curves_figure, line_style, matrix_figure, small_png
 from .plotly_script import PackedScript, script_digest
 from .run_log import thinned
 
@@ -237,7 +237,7 @@ def json_in_page(data: object) -> str:
 
 def _chart(chart: Panel | Matrix, is_drawn: bool) -> str:
     figure = matrix_figure(chart) if isinstance(chart, Matrix) else curves_figure([chart])
-    still = _data_address(*_smallest('image/png', png_of(figure)))
+    still = _data_address('image/png', small_png(figure))
     title = escape(chart.title)
     description = escape(f'{chart.title}: {chart.y_label} against {chart.x_label}')
     image = f'<img alt="{description}" src="{still}">'
