@@ -9,8 +9,8 @@ or missing is named in the page. The page is one file: it opens from the disk, w
 --draw N draws N validation pictures per group of runs with the same validation set; --evaluate runs each last
 checkpoint over its whole validation set and counts which classes are taken for which. Both need the data where the
 stored configs look for them, and keep their results in WORK_DIR/report/, so that the next report has them at once.
-Shown as well are the PNG files below WORK_DIR/reconstruction and WORK_DIR/analysis, with the captions of JSON files of
-the same names.
+Shown as well are the PNG files below WORK_DIR/reconstruction(s), WORK_DIR/analysis and WORK_DIR/collapse, with the captions of JSON files
+of the same names.
 
 Curves need the package plotly (pip install "mmcnx2[report]"); without it they are still pictures.
 
@@ -39,11 +39,17 @@ from mmcnx2.analysis.page import Section, build_page, write_page
 from mmcnx2.analysis.plotly_script import packed_plotly
 from mmcnx2.analysis.provenance import provenance_now
 from mmcnx2.analysis.run_facts import RunFacts, find_runs, read_facts, run_labels
-from mmcnx2.analysis.run_report import Extras, pictures_below, problems_notice, run_sections
+from mmcnx2.analysis.run_report import (
+    ANALYSES,
+    RECONSTRUCTIONS,
+    Extras,
+    pictures_of,
+    problems_notice,
+    run_sections,
+)
 from mmcnx2.engine.user_errors import explain_errors, one_line
 
 RUNS_PER_SHEET = 6
-PICTURE_FOLDERS = ('reconstruction', 'analysis')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -164,8 +170,7 @@ def pictures_of_folders(places: Sequence[tuple[str, Path]], runs: Sequence[RunFa
         picture
         for _, place in places
         if place not in folders
-        for name in PICTURE_FOLDERS
-        for picture in pictures_below(place / name)
+        for picture in pictures_of(place, (*RECONSTRUCTIONS, *ANALYSES))
     ]
     return [Section('Analysis of several runs', pictures)] if pictures else []
 

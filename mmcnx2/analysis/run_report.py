@@ -37,6 +37,8 @@ TITLES = {
 LEARNING_RATES = ('base_lr', 'lr')  # the first that was logged; 'lr' alone is that of the first layer under layer decay
 MANY_DIFFERENCES = 12  # beyond so many rows they are folded
 MANY_CLASSES = 25
+# Folders of a work dir whose pictures are shown; the training hooks write into the plural and `collapse`
+RECONSTRUCTIONS, ANALYSES = ('reconstruction', 'reconstructions'), ('analysis', 'collapse')
 MOST_SHEETS = 4  # of a series of pictures
 MOST_PARTS = 8  # curves of parts of the loss
 
@@ -71,12 +73,12 @@ def task_parts(runs: Sequence[RunFacts], extras: Extras) -> list[Part]:
         parts.append(Folded('More curves: parts of the loss, gradients', [Charts(more)]))
     pictures = [Picture(path, caption) for path, caption in extras.samples.get(runs[0].task, ())]
     for facts in runs:
-        pictures += pictures_below(facts.folder / 'reconstruction', facts.label)
+        pictures += pictures_of(facts.folder, RECONSTRUCTIONS, facts.label)
     if pictures:
         parts += [Heading('Pictures'), *pictures]
     counted = {facts.label: extras.confusions[facts.folder] for facts in runs if facts.folder in extras.confusions}
     parts += confusion_parts(counted)
-    analysis = [picture for facts in runs for picture in pictures_below(facts.folder / 'analysis', facts.label)]
+    analysis = [picture for facts in runs for picture in pictures_of(facts.folder, ANALYSES, facts.label)]
     if analysis:
         parts += [Heading('Analysis'), *analysis]
     parts += difference_parts(runs)
@@ -422,6 +424,11 @@ CLASS_NOTE = (
 # ---- pictures of others
 
 
+def pictures_of(folder: Path, names: Sequence[str], label: str = '') -> list[Picture]:
+    """The pictures below these folders of a work dir."""
+    return [picture for name in names for picture in pictures_below(folder / name, label)]
+
+
 def pictures_below(folder: Path, label: str = '') -> list[Picture]:
     """The PNG files in a folder and below, each with the caption that a JSON file of the same stem gives.
 
@@ -442,11 +449,14 @@ def pictures_below(folder: Path, label: str = '') -> list[Picture]:
 
 
 def caption_of(path: Path) -> str:
-    """'caption' or 'title' of the JSON file beside a picture, else the picture's own name in words."""
+    """'caption' or 'title' of the JSON file beside a picture, else its own name in words, with the 'command' if any."""
     try:
         told = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         told = {}
     told = told if isinstance(told, dict) else {}
-    given = next((told[name] for name in ('caption', 'title') if isinstance(told.get(name), str)), '')
-    return given or re.sub(r'[_-]+', ' ', path.stem)
+    given, title, command = (
+        told[name] if isinstance(told.get(name), str) else '' for name in ('caption', 'title', 'command')
+    )
+    name = re.sub(r'[_-]+', ' ', path.stem)
+    return given or title or (f'{name} ({command})' if command else name)

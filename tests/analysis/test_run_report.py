@@ -184,17 +184,19 @@ def test_pictures_with_captions_and_the_ends_of_a_series(tmp_path):
     assert list(found) == ['er', 'epoch_1', 'epoch_3', 'epoch_4', 'epoch_10', 'odd']  # 4 of 6, in the order of numbers
     assert found['epoch_10'] == 'run: the <last> (one of 6)' and found['odd'] == 'run: odd'
     assert caption_of(tmp_path / 'deep' / 'er.png') == 'er'
+    (tmp_path / 'odd.json').write_text(json.dumps({'command': 'python tools/x.py', 'caption': 7}))
+    assert caption_of(tmp_path / 'odd.png') == 'odd (python tools/x.py)'
     assert pictures_below(tmp_path / 'nowhere') == []
 
 
 def test_pictures_in_the_work_dir_are_shown(runs):
-    for place in ('reconstruction/epoch_4.png', 'analysis/collapse.png'):
+    for place in ('reconstructions/epoch_4.png', 'analysis/collapse.png', 'collapse/epoch_1.png'):
         path = runs[3].folder / place
         path.parent.mkdir()
         Image.new('RGB', (2, 2)).save(path)
     parts = run_sections(runs)[0].parts
     captions = [part.caption for part in parts if isinstance(part, Picture)]
-    assert captions == ['p: epoch 4', 'p: collapse']
+    assert captions == ['p: epoch 4', 'p: collapse', 'p: epoch 1']
 
 
 def test_confused_classes(runs):
