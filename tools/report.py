@@ -9,8 +9,8 @@ or missing is named in the page. The page is one file: it opens from the disk, w
 --draw N draws N validation pictures per group of runs with the same validation set; --evaluate runs each last
 checkpoint over its whole validation set and counts which classes are taken for which. Both need the data where the
 stored configs look for them, and keep their results in WORK_DIR/report/, so that the next report has them at once.
-Shown as well are the PNG files below WORK_DIR/reconstruction(s), WORK_DIR/analysis and WORK_DIR/collapse, with the captions of JSON files
-of the same names.
+Shown as well are the PNG files below WORK_DIR/reconstruction(s), WORK_DIR/analysis and WORK_DIR/collapse, with the
+captions of JSON files of the same names.
 
 Curves need the package plotly (pip install "mmcnx2[report]"); without it they are still pictures.
 
