@@ -80,7 +80,7 @@ def test_the_page_counts_the_pixels_that_the_metric_counted(quick_demo):
     for row, name in enumerate(('scratch', 'pretrained')):
         kept = json.loads((work / f'segment-{name}' / 'report' / 'confusion.json').read_text())['result']
         ious = intersections_over_unions(np.array(kept['counts']))
-        assert kept['unit'] == 'pixels' and kept['num_images'] == 4 and sum(map(sum, kept['counts'])) == 4 * 128 * 128
+        assert kept['unit'] == 'pixels' and kept['num_images'] == 4 and sum(map(sum, kept['counts'])) == 4 * 192 * 192
         assert np.nanmean(ious) == pytest.approx(results['rows'][row]['metrics']['mIoU'][0], abs=5.1e-5)
         boxes = json.loads((work / f'detect-{name}' / 'report' / 'confusion.json').read_text())['result']
         objects = json.loads((quick_demo[0] / 'data' / 'coco' / 'annotations' / 'instances_val.json').read_text())

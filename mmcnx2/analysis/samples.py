@@ -24,8 +24,6 @@ from mmcnx2.checkpoint import read_checkpoint
 from .figures import PictureRow, colour_table, in_grey, overlay_instances, overlay_labels
 from .run_log import last_checkpoint, stored_config
 
-IGNORED = 255  # label of pixels without a truth
-
 
 @dataclass
 class TrainedRun:
@@ -129,8 +127,8 @@ def segmentation_sheet(runs: Sequence[tuple[str, TrainedRun]], num_pictures: int
     def drawn(picture: np.ndarray, labels: torch.Tensor) -> np.ndarray:
         labels = labels.squeeze().numpy().astype(int)
         seen.update(np.unique(labels).tolist())
-        shown = np.where(labels == IGNORED, 0, labels + 1 - num_grey)  # 0 stays as it is
-        return overlay_labels(in_grey(picture), shown, colours)
+        # 0 stays grey, and so does what lies beyond the classes: pixels without a truth
+        return overlay_labels(in_grey(picture), labels + 1 - num_grey, colours)
 
     samples = [[run.predict(index) for index in indices] for _, run in runs]
     truth = [drawn(picture, sample.gt_sem_seg.data) for picture, sample in zip(pictures, samples[0], strict=True)]
