@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import re
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 SOURCE = Path(__file__).with_name('cpu_kernels.cpp')
 DTYPES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16'}
@@ -210,6 +212,17 @@ def _differentiate_depthwise(ctx, grad_NPQC: Tensor):
 
 
 depthwise.register_autograd(_differentiate_depthwise, setup_context=_keep_for_depthwise)
+
+
+@register_flop_formula(torch.ops.mmcnx2.depthwise)
+def _count_depthwise(cells_shape, *_, **__) -> int:
+    """Two per multiply-add, as torch's counter has it for its own convolutions."""
+    return 2 * NUM_TAPS * math.prod(cells_shape)
+
+
+@register_flop_formula(torch.ops.mmcnx2.depthwise_backward)
+def _count_depthwise_backward(grad_shape, *_, **__) -> int:
+    return 4 * NUM_TAPS * math.prod(grad_shape)
 
 
 # --------------------------------------------------------------------------------------------------------- GELU and GRN
