@@ -1,7 +1,7 @@
 """The layout through MinkowskiEngine against the visible and the dense one, and two mistakes of the official code.
 
 Where the package is missing the tests that need it are skipped; `make test-minkowski` builds and installs it and runs
-this file, tests/models/test_official_parity.py and tests/test_build_minkowski.py. Last run: 2026-11-25, all 55 passed,
+this file, tests/models/test_official_parity.py and tests/test_build_minkowski.py. Last run: 2026-11-25, all 57 passed,
 with MinkowskiEngine 0.5.4 (compiled by GCC 12.2 with OpenBLAS 0.3.21), torch 2.12.1, Python 3.11.7, on the CPU.
 """
 
@@ -117,6 +117,7 @@ def test_pixels_and_norms_are_those_of_the_visible_layout(setting):
         ours, other = MinkowskiLayout(visible, grn_over), VisibleLayout(visible, grn_over)
         assert torch.equal(ours.from_images(images), other.from_images(images))
         assert torch.equal(ours.channel_norms(values), other.channel_norms(values))
+        assert ours.num_grn_groups(values) == other.num_grn_groups(values)
     assert torch.equal(ours.to_map(values), other.to_map(values))
     assert ours.to_map(values).is_contiguous()
 
@@ -163,6 +164,21 @@ def test_hidden_pixels_change_no_bit_of_the_features(build_fcmae):
     hidden = ~visible.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, None]
     changed = torch.where(hidden, 1000 * torch.randn_like(images), images)
     assert torch.equal(model.encode(images, visible), model.encode(changed, visible))
+
+
+@needs_engine
+@pytest.mark.parametrize('kernels', ['auto', 'torch'])
+def test_our_kernels_agree_with_the_library(build_fcmae, kernels):
+    """In float32, which the C++ kernels compute: with 'auto' the visible layout convolves by them."""
+    torch.manual_seed(0)
+    images, visible = torch.randn(2, 3, 96, 128), random_visible(2, (3, 4), 0.6)
+    expected = build_fcmae(dtype=torch.float32, layout='minkowski')
+    expected.backbone.kernels = 'torch'
+    expected = everything(expected, images, visible)
+    for layout in ('visible', 'minkowski'):
+        model = build_fcmae(dtype=torch.float32, layout=layout)
+        model.backbone.kernels = kernels
+        assert_equal(everything(model, images, visible), expected, 1e-4)
 
 
 @needs_engine
