@@ -40,6 +40,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 
 import requests
 from make_env import cache_dir, compiled_tag, missing_for_compiling, remove_stale_builds
+from pip._internal.models.index import PyPI  # pip has no public place for it
 
 from mmcnx2.datasets.download import TIMEOUT_S, Archive, fetch
 from mmcnx2.engine.user_errors import explain_errors
@@ -47,7 +48,6 @@ from mmcnx2.engine.user_errors import explain_errors
 NAME, VERSION = 'MinkowskiEngine', '0.5.4'
 ARCHIVE = f'{NAME}-{VERSION}.tar.gz'
 SHA256 = 'b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94'
-DEFAULT_INDEX = 'https://pypi.org/simple'  # pip's own default; a configured index goes before it
 NUM_OLD_IMPORTS = 5
 UNINSTALLS = 'run_command("pip", "uninstall", "MinkowskiEngine", "-y")\n'
 OPENBLAS_PROGRAM = '#include <cblas.h>\nint main() { double x = 1; return cblas_ddot(1, &x, 1, &x, 1) != 1; }\n'
@@ -71,10 +71,10 @@ def fails_to_work(interpreter: str = sys.executable) -> str | None:
 
 
 def index_url() -> str:
-    """The package index that pip is configured to use."""
+    """The package index that pip is configured to use, else the one that it uses by itself."""
     done = subprocess.run([sys.executable, '-m', 'pip', 'config', 'list'], capture_output=True, text=True)
     found = dict(re.findall(r"^(\S+?)\.index-url='(.*)'$", done.stdout, re.MULTILINE))
-    return next((found[key] for key in (':env:', 'install', 'global') if found.get(key)), DEFAULT_INDEX)
+    return next((found[key] for key in (':env:', 'install', 'global') if found.get(key)), PyPI.simple_url)
 
 
 def archive_url(index: str, page: str) -> str:

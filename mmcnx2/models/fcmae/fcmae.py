@@ -41,7 +41,7 @@ class FCMAE(BaseModel):
         mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
         patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
         layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal
-            results; 'minkowski' goes through the library of the official code, slower still, with equal results, on the
+            results; 'minkowski' goes through the library of the official code, with equal results, on the
             CPU and after `make minkowski`.
         grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
         data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.

@@ -1,7 +1,7 @@
 """The visible cells as a sparse tensor of MinkowskiEngine, the library of the official ConvNeXt V2 code: a yardstick.
 
 The depthwise convolution and the map at the end come from the library; parameters, block and loss are ours. So a run
-with this layout says whether the other layouts compute what the official code meant. It is the slowest of the three
+with this layout says whether the other layouts compute what the official code meant. It is slower than `VisibleLayout`
 (tools/README.md) and needs a package that is compiled by `make minkowski`.
 
 Two habits of the official code are left out, because they are mistakes: its map shrinks when the last row or column of
