@@ -170,7 +170,7 @@ def draw(cases: Sequence[Mapping], path: str | Path) -> Path:
     found: dict[str, list[Line]] = {setting: [] for setting in SETTINGS}
     for case in cases:
         base, measured = _measured(case)
-        for layout in case['findings']:
+        for layout in sorted(case['findings'], key=lambda name: name == 'dense'):  # last: it has no mask ratio
             label = layout if len(cases) == 1 else f'{layout}, {case["title"].split(",")[0]}'
             for setting in SETTINGS:
                 along = line(measured, layout, setting, base)

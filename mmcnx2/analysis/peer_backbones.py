@@ -170,7 +170,15 @@ def build_spark(arch: str | dict, state_dict: Mapping[str, Tensor], visible_BGG:
     It hides the cells of the images and of every map as its `SparK.loss` does, given the cells that stay visible. Its
     GRN also sums over hidden positions, where the bias of the layer before stands; with those biases at zero it
     computes what our encoder computes (`without_widening_biases`).
+
+    Raises:
+        ValueError: the pictures are not square, which mmpretrain's code needs.
     """
+    if visible_BGG.shape[1] != visible_BGG.shape[2]:
+        raise ValueError(
+            f'SparK of mmpretrain takes square pictures only; these have {visible_BGG.shape[1]} x '
+            f'{visible_BGG.shape[2]} cells'
+        )
     from mmpretrain.models.backbones.sparse_convnext import SparseConvNeXt
     from mmpretrain.models.utils.sparse_modules import SparseHelper
 

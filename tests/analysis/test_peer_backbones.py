@@ -74,8 +74,8 @@ def test_what_a_peer_cannot_take_is_refused():
 
 def test_spark_computes_ours_once_its_grn_sees_no_hidden_biases():
     backbone = ours(out_norm=False)
-    visible = random_visible(2, (2, 3), 0.5, seeds=[0, 1])
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    visible = random_visible(2, (3, 3), 0.5, seeds=[0, 1])
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     peer = build_spark(ARCH, backbone.state_dict(), visible)
     before = {name: tensor.clone() for name, tensor in peer.state_dict().items()}
 
@@ -95,6 +95,11 @@ def test_spark_computes_ours_once_its_grn_sees_no_hidden_biases():
     hidden = ~visible.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, None]
     with torch.no_grad():
         assert torch.equal(peer(images)[0], peer(torch.where(hidden, torch.full_like(images, 9.0), images))[0])
+
+
+def test_spark_takes_square_pictures_only():
+    with pytest.raises(ValueError, match='square pictures only; these have 2 x 3 cells'):
+        build_spark(ARCH, ours(out_norm=False).state_dict(), random_visible(1, (2, 3), 0.5))
 
 
 def test_random_weights_hide_nothing():

@@ -119,7 +119,9 @@ def test_a_condition_holds_for_both_sides_and_only_for_the_check():
 
 
 def test_in_bf16_everything_is_held_against_float32():
-    checks = check_parity([candidate('reference'), candidate('same', equals='reference')], Options(dtype='bf16'))
+    uneven = [linear(1.003) for _ in range(2)]  # values that bfloat16 has to round
+    both = [candidate('reference', uneven[0]), candidate('same', uneven[1], equals='reference')]
+    checks = check_parity(both, Options(dtype='bf16'))
     assert checks['reference']['against'] == 'reference'
     assert 0 < checks['reference']['gradients'] < 0.1 and checks['same']['is_same']
 

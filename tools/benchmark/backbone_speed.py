@@ -66,6 +66,10 @@ def run_case(arch: str, dtype: str, args: argparse.Namespace, say: Callable[[str
     torch.manual_seed(0)
     config = dict(type='mmcnx2.ConvNeXtV2', arch=arch, out_indices=OUTPUTS[args.outputs], kernels=args.kernels)
     ours = randomise(MODELS.build(config))
+    if min(args.size) < ours.total_stride:
+        raise ValueError(
+            f'--size {args.size[0]}x{args.size[1]}: the backbone needs at least {ours.total_stride} px a side'
+        )
     ours = ours.to(args.device)
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(args.batch_size, ours.in_channels, *args.size, generator=generator).to(args.device)

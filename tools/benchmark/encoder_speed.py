@@ -90,8 +90,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def unavailable() -> dict[str, str]:
-    """{layout: why it cannot run here}."""
+def unavailable(size: tuple[int, int]) -> dict[str, str]:
+    """{layout: why it cannot run here, on pictures of this size}."""
     found = {}
     try:
         import_minkowski_engine()
@@ -102,12 +102,14 @@ def unavailable() -> dict[str, str]:
             found[name] = f'{NAMES[name]}: it is not installed'
     if 'mmpretrain' in found:
         found['spark'] = f'{SPARK}: mmpretrain is not installed'
+    elif size[0] != size[1]:
+        found['spark'] = f'{SPARK}: it takes square pictures only'
     return found
 
 
 def chosen_layouts(args: argparse.Namespace, default: Sequence[str] = CHOICES) -> tuple[list[str], list[str]]:
     """(layouts to run, in the order of CHOICES; sentences about those of the default that cannot run)."""
-    missing = unavailable()
+    missing = unavailable(args.size)
     if args.layouts:
         wrong = [missing[name] for name in args.layouts if name in missing]
         if wrong:
