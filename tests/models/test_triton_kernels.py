@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2Block
 from mmcnx2.models.layers import VisibleLayout, triton_kernels
+from mmcnx2.models.layers.depthwise import DepthwiseConv
 
 triton = pytest.importorskip('triton')
 
@@ -260,12 +260,12 @@ def test_an_encoder_built_with_the_kernels(build_fcmae, randomise, device, monke
     for stage in model.stages:  # 3 x 3 kernels spare the interpreter two thirds of its work
         for block in stage:
             C = block.dwconv.in_channels
-            block.dwconv = randomise(nn.Conv2d(C, C, 3, padding=1, groups=C))
+            block.dwconv = randomise(DepthwiseConv(C, 3))
     model = model.to(device)
     images = torch.randn(1, 3, 64, 32, device=device, requires_grad=True)
     visible_BGG = masks('#/#').to(device)
     leaves = [images, *model.parameters()]
-    (expected,) = model(images, VisibleLayout(visible_BGG))
+    (expected,) = model(images, VisibleLayout(visible_BGG, kernels='torch'))
     weight = torch.randn_like(expected)
     expected_grads = torch.autograd.grad((expected * weight).sum(), leaves)
     monkeypatch.setattr(ConvNeXtV2Block, 'forward', block_by_kernels)

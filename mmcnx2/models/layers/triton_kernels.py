@@ -798,9 +798,9 @@ _gelu_grn.register_autograd(_backward_of_gelu_grn, setup_context=_keep_for_gelu_
 
 
 def gelu_grn(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float = 1e-6) -> Tensor:
-    """GELU (the exact one, not that of tanh) and then GRN (grn.py) whose norm runs over the M positions of each of the B groups; shape
-    and dtype of x. For a norm over the whole batch, give all its positions as one group. There is no second
-    derivative.
+    """GELU (the exact one, without tanh) and then GRN (grn.py) whose norm runs over the M positions of each of the B
+    groups; shape and dtype of x. For a norm over the whole batch, give all its positions as one group. There is no
+    second derivative.
 
     Kept for the backward pass: x and the norms.
 
