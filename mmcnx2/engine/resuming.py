@@ -13,11 +13,12 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmcnx2.checkpoint import CheckpointError, read_checkpoint
+from mmcnx2.engine import rendezvous
 from mmcnx2.engine.run_config import check_checkpoint_exists, tell
 
 LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
 # Set above 0 by torchrun and by Slurm when they start a run again
-RESTART_COUNTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
+RESTART_COUNTS = (rendezvous.RESTART_COUNT, 'SLURM_RESTART_COUNT')
 
 
 def make_resumable(cfg: Config) -> None:

@@ -192,8 +192,8 @@ def start_distributed(cfg: Config) -> None:
     """Joins the processes over gloo on a machine without an accelerator, where mmengine only knows how to use CUDA.
 
     With one, the runner starts the backend that the config names; processes that were started again find each other as
-    rendezvous.py says. Slurm's and MPI's variables are turned into torch's,
-    the model is wrapped without device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
+    rendezvous.py says. Without one, Slurm's and MPI's variables are turned into torch's, the model is wrapped without
+    device numbers, and SyncBN, which torch has for CUDA only, becomes BN with a warning.
     """
     launcher = cfg.launcher
     if launcher == 'none' or torch.distributed.is_initialized():

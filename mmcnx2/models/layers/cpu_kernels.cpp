@@ -12,8 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <omp.h>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -210,7 +209,7 @@ static void gather_weights(const float* weight, const Cells& shape, integer bloc
     }
 }
 
-// Calls do(cell, row of the map, offset of the row's first value) for the rows [first, last) of an image
+// Calls act(row of the map, column of its first position, offset of its first value) for the rows [first, last) of an image
 template <class F> static void for_rows(const Cells& shape, integer image, integer first, integer last, F&& act) {
     for (integer cell = image * shape.visible; cell < (image + 1) * shape.visible; ++cell) {
         integer top = shape.first_row(cell), column = shape.first_column(cell);
@@ -234,7 +233,7 @@ static void depthwise_forward(const T* x, const float* weight, const float* bias
                 int lanes = shape.lanes(block);
                 buffer.fill(x, image, first, last, block);
                 gather_weights(weight, shape, block, false, taps);
-                vec start = bias ? load(bias + block * LANES, lanes) : vec{};
+                vec start = load(bias + block * LANES, lanes);
                 for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
                     convolve_row(buffer.window(row, column), shape.pitch(), taps, start, out + offset + block * LANES, shape.Q,
                                  shape.C, lanes);
@@ -265,7 +264,7 @@ static void depthwise_backward(const T* dy, const T* x, const float* weight, T* 
                     for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
                         const vec* window = buffer.window(row, column);
                         offset += block * LANES;
-                        if (dx) convolve_row(window, shape.pitch(), taps, vec{}, dx + offset, shape.Q, shape.C, lanes);
+                        convolve_row(window, shape.pitch(), taps, vec{}, dx + offset, shape.Q, shape.C, lanes);
                         add_weight_gradient(window, shape.pitch(), x + offset, shape.Q, shape.C, lanes, sums);
                         const vec* here = window + REACH * shape.pitch() + REACH;
                         for (integer i = 0; i < shape.Q; ++i) sums[TAPS] += here[i];
@@ -421,4 +420,3 @@ static void gelu_scale_backward(const T* x, const T* dy, const float* scale, con
 ENTRY_POINTS(float, float32)
 ENTRY_POINTS(bfloat16, bfloat16)
 extern "C" integer rows_per_chunk() { return ROWS; }
-extern "C" integer lanes() { return LANES; }

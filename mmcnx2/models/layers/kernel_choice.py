@@ -1,6 +1,6 @@
-"""Which implementation computes a step: PyTorch's own operators, the C++ kernels (CPU) or the Triton kernels (CUDA).
+"""Which implementation computes a step: PyTorch's own operators, or the C++ kernels on the CPU.
 
-All give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
+Both give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
 
 * 'auto': the fastest that has been measured: C++ on the CPU, for float32 and bfloat16; PyTorch's elsewhere;
 * 'torch': PyTorch's, always;
