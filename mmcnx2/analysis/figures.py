@@ -38,13 +38,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; labels carry units; `reference` is (value, what it means), a thin horizontal line."""
+    """One pair of axes; labels carry units; `reference` is (value, what it means), a thin horizontal line. With
+    `from_zero` both axes begin at 0, so that lengths can be compared by eye.
+    """
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line]
     reference: tuple[float, str] | None = None
+    from_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.reference is not None:
         value, meaning = panel.reference
         axes.axhline(value, color='0.35', linewidth=1, linestyle=(0, (1, 2)), label=meaning)
+    if panel.from_zero:
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

@@ -43,10 +43,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Version of mmcnx2, Python and the packages that take part in training."""
+def versions(*others: str) -> dict[str, str]:
+    """Version of mmcnx2, Python and the packages that take part in training, and of `others` (distributions)."""
     found = {'mmcnx2': mmcnx2.__version__, 'python': platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in (*DISTRIBUTIONS, *others):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
