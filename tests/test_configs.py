@@ -155,6 +155,9 @@ def test_pretraining_recipe(name):
     warmup, cosine = cfg.param_scheduler
     assert warmup.end == cosine.begin == 40 and 'end' not in cosine and cosine.eta_min == 0
     assert (cfg.model.mask_ratio, cfg.model.patch_size, cfg.model.head.norm_pix) == (0.6, 32, True)
+    crop, flip, _ = cfg.train_dataloader.dataset.pipeline
+    assert crop == dict(type='mmcnx2.LoadRandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0))
+    assert flip == dict(type='RandomFlip', prob=0.5)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +360,7 @@ RUNS = {  # one per family
     'pretrain/fcmae_convnextv2-atto_8xb512-amp-1600e_in1k.py': {
         'train_cfg.max_epochs': 2,
         'train_dataloader.dataset.source': 'data/demo/unlabelled',
-        'train_dataloader.dataset.pipeline.1.scale': 64,
+        'train_dataloader.dataset.pipeline.0.scale': 64,
         **AT_ONCE,
     },
     'coco/mask-rcnn_convnextv2-atto_fpn_8xb4-amp-lsj-3x-fcmae_coco.py': SMALL_LSJ,

@@ -105,6 +105,7 @@ def load_pictures(cfg: Config, paths: list[Path], size: tuple[int, int]) -> torc
     """(B, C, H, W) as the config's own first transform reads them, scaled to cover `size` and cropped in the centre."""
     pipeline = training_pipeline(cfg)
     loader = TRANSFORMS.build(pipeline[0] if pipeline else dict(type='LoadImageFromFile'))
+    loader = getattr(loader, 'loader', loader)  # mmcnx2.LoadRandomResizedCrop: whole pictures, not crops
     pictures = []
     for path in paths:
         try:

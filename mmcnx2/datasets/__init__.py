@@ -6,12 +6,13 @@ Imported as a whole by the registries of `mmcnx2/registry.py`; touch this file t
 from .check_label_map import CheckLabelMap
 from .epoch_seeded_sampler import EpochSeededSampler
 from .load_image import LoadImage
+from .load_random_resized_crop import LoadRandomResizedCrop
 from .resumable_batches import ResumableBatches
 from .seeded_dataset import SeededDataset
 from .seeding import SeededIndex
 from .unlabelled_images import UnlabelledImages
 
 __all__ = [
-    'CheckLabelMap', 'EpochSeededSampler', 'LoadImage', 'ResumableBatches', 'SeededDataset', 'SeededIndex',
-    'UnlabelledImages',
+    'CheckLabelMap', 'EpochSeededSampler', 'LoadImage', 'LoadRandomResizedCrop', 'ResumableBatches', 'SeededDataset',
+    'SeededIndex', 'UnlabelledImages',
 ]  # fmt: skip

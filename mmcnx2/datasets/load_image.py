@@ -93,7 +93,7 @@ class LoadImage(BaseTransform):
 def read_image(path: str | Path, in_channels: int = 3, as_stored: bool = False,
                max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture as (H, W, C): RGB, or the channels in the order of the file. Arguments and errors as LoadImage's."""
-    with _reasons(), open(path, 'rb') as file:
+    with reasons(), open(path, 'rb') as file:
         if _is_array(file):
             values_HWC = _values_of_array(path, in_channels, max_pixels)
         else:
@@ -108,20 +108,21 @@ def read_image(path: str | Path, in_channels: int = 3, as_stored: bool = False,
 
 def check_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     """Returns when the file begins as a picture of an allowed size, else raises UnreadableImage; decodes nothing."""
-    with _reasons(), open(path, 'rb') as file:
+    with reasons(), open(path, 'rb') as file:
         if _is_array(file):
-            _check_size(np.load(path, mmap_mode='r', allow_pickle=False).shape[:2], max_pixels)
+            check_size(np.load(path, mmap_mode='r', allow_pickle=False).shape[:2], max_pixels)
             return
         try:
             with Image.open(file) as image:
-                _check_size(image.size, max_pixels)
+                check_size(image.size, max_pixels)
         except Image.UnidentifiedImageError:
             if not _is_tiff(file):
                 raise
 
 
 @contextlib.contextmanager
-def _reasons():
+def reasons():
+    """Whatever goes wrong inside, where a file is read and nothing else done, becomes UnreadableImage."""
     try:
         yield
     except UnreadableImage:
@@ -140,7 +141,7 @@ def _reasons():
 def _values_of_picture(file, path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            _check_size(image.size, max_pixels)
+            check_size(image.size, max_pixels)
             return _values_of_pillow(image, in_channels)
     except (Image.UnidentifiedImageError, ValueError):
         if not _is_tiff(file):
@@ -188,7 +189,7 @@ def _values_of_tiff(path: str | Path, max_pixels: int) -> np.ndarray:
         if not {'Y', 'X'} <= set(sizes) or len(others) > 1:
             raise UnreadableImage(f'its axes {series.axes} {series.shape} are not height, width and channels',
                                   'other channels than asked for')
-        _check_size((sizes['Y'], sizes['X']), max_pixels)
+        check_size((sizes['Y'], sizes['X']), max_pixels)
         values = series.asarray()
     order = [series.axes.index(axis) for axis in ('Y', 'X', *others)]
     values = values.transpose(order)
@@ -203,7 +204,7 @@ def _values_of_array(path: str | Path, in_channels: int, max_pixels: int) -> np.
     if array.ndim == 3 and array.shape[0] == in_channels != array.shape[2]:
         raise UnreadableImage(f'an array of shape {array.shape} that seems to be (C, H, W); store it as (H, W, C)',
                               'other channels than asked for')
-    _check_size(array.shape[:2], max_pixels)
+    check_size(array.shape[:2], max_pixels)
     values_HWC = np.array(array if array.ndim == 3 else array[..., None])
     if not (np.issubdtype(values_HWC.dtype, np.number) or values_HWC.dtype == bool) or np.iscomplexobj(values_HWC):
         raise UnreadableImage(f'an array of {values_HWC.dtype}; numbers are needed', 'values that are no pixels')
@@ -221,7 +222,8 @@ def _as_uint8(values: np.ndarray) -> np.ndarray:
                           'LoadImage', 'values that are no pixels')
 
 
-def _check_size(sizes: tuple[int, ...], max_pixels: int) -> None:
+def check_size(sizes: tuple[int, ...], max_pixels: int) -> None:
+    """Raises UnreadableImage unless the sizes, height and width in any order, are allowed."""
     if min(sizes) < 1:
         raise UnreadableImage(f'its size is {sizes[0]} x {sizes[1]}', 'empty')
     if int(sizes[0]) * int(sizes[1]) > max_pixels:

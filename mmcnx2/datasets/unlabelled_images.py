@@ -1,9 +1,10 @@
 """Step 3 of unlabelled data: the dataset of pretraining, pictures without labels that survives bad files.
 
-files (image_files.py) --> LoadImage, augmentations, PackInputs (the pipeline) --> dict(inputs, data_samples)
+files (image_files.py) --> LoadRandomResizedCrop or LoadImage, augmentations, PackInputs (the pipeline)
+                                                                                   --> dict(inputs, data_samples)
 
 Touch this file for what happens to a file that cannot be read and for how a sample's seed is used; not for reading
-files (load_image.py) or for their order (epoch_seeded_sampler.py). Guarded by
+files (load_image.py, load_random_resized_crop.py) or for their order (epoch_seeded_sampler.py). Guarded by
 tests/datasets/test_unlabelled_images.py.
 """
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mmcnx2.registry import DATASETS
 from .image_files import EXTENSIONS, find_images
 from .load_image import KINDS, UnreadableImage, check_header
 from .seeding import SeededIndex, derive_seed, seeded_randomness
+from .shrunken_copies import check_complete
 
 UNTRIED, GOOD, BAD = 0, 1, 2  # from BAD on: BAD + place among KINDS of what is wrong
 NUM_FILES_JUDGED = 1000  # the share of bad files is taken over at least so many, or the whole dataset
@@ -37,7 +39,7 @@ CHANCE_OF_FALSE_STOP = 1e-12
 
 @DATASETS.register_module()
 class UnlabelledImages(BaseDataset):
-    """Pictures of a folder, a list file or a glob, through a pipeline that begins with mmcnx2.LoadImage.
+    """Pictures of a folder, a list file or a glob, through a pipeline that begins with mmcnx2's own loaders.
 
     A file that cannot be read is named once in the log, with the reason and the count so far, and another picture of
     the set takes its place; which one follows from the sample's seed (or its index), not from what happened before.
@@ -50,7 +52,7 @@ class UnlabelledImages(BaseDataset):
 
     Args:
         source: folder, list file or glob; see image_files.find_images, also for data_root and extensions.
-        pipeline: transforms; mmcnx2.LoadImage first, mmpretrain.PackInputs last.
+        pipeline: transforms; mmcnx2.LoadRandomResizedCrop or mmcnx2.LoadImage first, mmpretrain.PackInputs last.
         data_root: where relative sources start.
         extensions: endings of the files in a folder or a glob that count as pictures.
         max_bad_share: in [0, 1]; training stops when more than this share of the files asked for is bad. It is judged
@@ -62,6 +64,7 @@ class UnlabelledImages(BaseDataset):
 
     Raises:
         FileNotFoundError, ValueError: the source does not exist, or holds no picture; a setting is out of its range.
+        ValueError: the source is a folder of copies of which not all have been made (tools/shrink_images.py).
         ValueError: from an access, when too many files are bad; FileNotFoundError, when their folder has gone.
     """
 
@@ -82,6 +85,8 @@ class UnlabelledImages(BaseDataset):
     def load_data_list(self) -> list[dict]:
         paths = find_images(self.source, self.data_root, self.extensions)
         self._folder = _common_folder(paths)
+        if self._folder:
+            check_complete(self._folder)
         return [dict(img_path=path) for path in paths]
 
     def full_init(self) -> None:

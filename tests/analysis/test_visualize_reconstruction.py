@@ -96,6 +96,21 @@ def test_options_act(folder):
     assert masked('--size', '32', '128')['000_a_input.png'].shape == (32, 128, 3)
 
 
+def test_a_loader_of_crops_shows_whole_pictures(folder):
+    shown = []
+    for steps in (
+        "dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))",
+        "dict(type='mmcnx2.LoadRandomResizedCrop', scale=(96, 64))",
+    ):
+        Path('config.py').write_text(
+            CONFIG.replace("dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))", steps)
+        )
+        assert steps in Path('config.py').read_text()
+        tool.main(['config.py', 'checkpoint.pth', 'pictures', '--single-files', 'tiles'])
+        shown.append(tiles('*'))
+    assert all(np.array_equal(shown[0][name], shown[1][name]) for name in shown[0])
+
+
 def test_without_norm_pix_there_is_one_way_to_fill(folder):
     Path('config.py').write_text(CONFIG.replace('mask_ratio=0.5,', 'mask_ratio=0.5, head=dict(norm_pix=False),'))
     tool.main(['config.py', 'checkpoint.pth', 'pictures/a.png', '--single-files', 'tiles'])

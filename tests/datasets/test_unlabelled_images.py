@@ -206,7 +206,8 @@ def test_the_common_folder_of_lists():
 
 
 def test_a_transform_that_answers_none_rejects_the_file(folder):
-    dataset = UnlabelledImages(folder, pipeline=[LoadImage(), lambda x: None if '05' in x['img_path'] else x, Keep()])
+    reject = [LoadImage(), lambda x: None if x['img_path'].endswith('05.png') else x, Keep()]
+    dataset = UnlabelledImages(folder, pipeline=reject)
     assert not dataset[5]['path'].endswith('05.png')
     assert dataset.files_by_state(dataset.file_states) == {str(folder / '05.png'): 'rejected by a transform'}
 
