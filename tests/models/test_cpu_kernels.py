@@ -279,7 +279,7 @@ def test_a_damaged_file_is_named(unbuilt):
 def test_a_model_hands_its_choice_on(micro, monkeypatch):
     """From the backbone's argument to both layouts of FCMAE, the encoder's and the decoder's."""
     chosen = []
-    monkeypatch.setattr(layout, 'uses_cpp', lambda kernels, x: chosen.append(kernels))
+    monkeypatch.setattr(layout, 'chosen_kernels', lambda kernels, x: chosen.append(kernels) or 'torch')
     for given in ('torch', 'cpp'):
         model = MODELS.build(
             dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels=given))

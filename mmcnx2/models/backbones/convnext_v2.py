@@ -26,7 +26,7 @@ from torchvision.ops import StochasticDepth
 from mmcnx2.checkpoint import load_pretrained_backbone
 from mmcnx2.registry import MODELS
 
-from ..layers import GRN, DenseLayout, DepthwiseConv, Layout, PatchLinear
+from ..layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, PatchLinear
 from ..layers.kernel_choice import check_kernels
 
 NORM_EPS = 1e-6
@@ -81,7 +81,7 @@ class ConvNeXtV2Block(nn.Module):
     ) -> None:
         super().__init__()
         self.dwconv = DepthwiseConv(num_channels, kernel_size=7)
-        self.norm = nn.LayerNorm(num_channels, eps=NORM_EPS)
+        self.norm = LayerNorm(num_channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(num_channels, 4 * num_channels)
         self.grn = GRN(4 * num_channels) if use_grn else None
         self.pwconv2 = nn.Linear(4 * num_channels, num_channels)
@@ -95,7 +95,7 @@ class ConvNeXtV2Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Values of the same shape, in any layout."""
-        y = self.norm(self.dwconv(x, layout))
+        y = self.norm(self.dwconv(x, layout), layout)
         y = self.pwconv1(y)
         y = F.gelu(y) if self.grn is None else self.grn(y, layout, after_gelu=True)
         y = self.pwconv2(y)
@@ -123,7 +123,7 @@ class ConvNeXtV2(BaseModule):
         layer_scale_init_value: V1: 1e-6; 0 for none.
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
-        kernels: 'auto', 'torch' or 'cpp': which implementation computes, with equal results up to rounding
+        kernels: 'auto', 'torch', 'cpp' or 'triton': which implementation computes, with equal results up to rounding
             (layers/kernel_choice.py).
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout
             that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`. None as PATH: random

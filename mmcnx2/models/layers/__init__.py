@@ -2,8 +2,18 @@
 
 from .depthwise import DepthwiseConv
 from .grn import GRN
+from .layer_norm import LayerNorm
 from .layout import DenseLayout, Layout, VisibleLayout
 from .minkowski_layout import MinkowskiLayout
 from .patch_linear import PatchLinear
 
-__all__ = ['GRN', 'DenseLayout', 'DepthwiseConv', 'Layout', 'MinkowskiLayout', 'PatchLinear', 'VisibleLayout']
+__all__ = [
+    'GRN',
+    'DenseLayout',
+    'DepthwiseConv',
+    'LayerNorm',
+    'Layout',
+    'MinkowskiLayout',
+    'PatchLinear',
+    'VisibleLayout',
+]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import cpu_kernels
-from .kernel_choice import uses_cpp
+from .kernel_choice import chosen_kernels
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -49,8 +49,14 @@ class GRN(nn.Module):
             after_gelu: normalise GELU(x) instead of x. One step with GRN, it costs half as much as two.
         """
         num_groups = layout.num_grn_groups(x) if after_gelu else None
-        if num_groups is not None and uses_cpp(layout.kernels, x):
+        chosen = 'torch' if num_groups is None else chosen_kernels(layout.kernels, x)
+        if chosen != 'torch':
             x_BMF = x.contiguous().view(num_groups, -1, x.shape[-1])
+        if chosen == 'triton':
+            from . import triton_kernels
+
+            return triton_kernels.gelu_grn(x_BMF, self.gamma, self.beta, self.eps).view(x.shape)
+        if chosen == 'cpp':
             return cpu_kernels.gelu_grn(x_BMF, self.gamma.float(), self.beta.float(), self.eps)[0].view(x.shape)
         if after_gelu:
             x = F.gelu(x)

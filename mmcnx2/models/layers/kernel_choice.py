@@ -1,12 +1,14 @@
-"""Which implementation computes a step: PyTorch's own operators, or the C++ kernels on the CPU.
+"""Which implementation computes a step: PyTorch's own operators, the C++ kernels on the CPU, or Triton's on a GPU.
 
-Both give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
+All give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
 
 * 'auto': the fastest that has been measured: C++ on the CPU, for float32 and bfloat16; PyTorch's elsewhere;
 * 'torch': PyTorch's, always;
-* 'cpp': C++; an error where it cannot compute.
+* 'cpp': C++; an error where it cannot compute;
+* 'triton': Triton; an error where it cannot compute. Not yet timed on a GPU, so never chosen by 'auto'.
 
-Touch it for the choice; the kernels are in cpu_kernels.py. Guarded by tests/models/test_cpu_kernels.py.
+Touch it for the choice; the kernels are in cpu_kernels.py and triton_kernels.py (loaded only when asked for). Guarded by
+tests/models/test_cpu_kernels.py and tests/models/test_triton_kernels.py.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from . import cpu_kernels
 
-KERNELS = ('auto', 'torch', 'cpp')
+KERNELS = ('auto', 'torch', 'cpp', 'triton')
 
 
 def check_kernels(kernels: str) -> None:
@@ -30,21 +32,30 @@ def under_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def uses_cpp(kernels: str, x: Tensor) -> bool:
-    """True when the C++ kernels compute on x.
+def chosen_kernels(kernels: str, x: Tensor) -> str:
+    """What computes on x: 'torch', 'cpp' or 'triton'.
 
     Raises:
-        ValueError: kernels='cpp' and x is not on the CPU, or neither float32 nor bfloat16.
+        ValueError: kernels='cpp' and x is not on the CPU, or neither float32 nor bfloat16; kernels='triton' and there
+            is no Triton, or x is not on a GPU of compute capability 8.0 or newer, or of another dtype than float32,
+            bfloat16 and float16.
         KernelBuildError: kernels='cpp' and they cannot be compiled.
     """
-    if kernels == 'torch':
-        return False
-    suits = x.device.type == 'cpu' and x.dtype in cpu_kernels.DTYPES
+    suits_cpp = x.device.type == 'cpu' and x.dtype in cpu_kernels.DTYPES
     if kernels == 'cpp':
-        if not suits:
+        if not suits_cpp:
             raise ValueError(
                 f"kernels='cpp' computes float32 and bfloat16 on the CPU; this is {x.dtype} on {x.device}. Use 'auto'."
             )
         cpu_kernels.library()
-        return True
-    return suits and cpu_kernels.is_available()
+        return 'cpp'
+    if kernels == 'triton':
+        from . import triton_kernels
+
+        if not triton_kernels.is_available(x):
+            raise ValueError(
+                f"kernels='triton' needs the package triton, a GPU of compute capability 8.0 or newer, and float32, "
+                f"bfloat16 or float16; this is {x.dtype} on {x.device}. Use 'auto'."
+            )
+        return 'triton'
+    return 'cpp' if kernels == 'auto' and suits_cpp and cpu_kernels.is_available() else 'torch'

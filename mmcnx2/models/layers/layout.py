@@ -17,6 +17,7 @@ Guarded by tests/models/test_layout.py.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from . import cpu_kernels
 from .depthwise import DepthwiseConv
-from .kernel_choice import check_kernels, under_autocast, uses_cpp
+from .kernel_choice import check_kernels, chosen_kernels, under_autocast
 
 GRN_SCOPES = ('image', 'batch')
 
@@ -58,8 +59,12 @@ def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
     return module(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def _cpp_convolves(x: Tensor, module: nn.Module, kernels: str) -> bool:
-    return isinstance(module, DepthwiseConv) and module.kernel_size == (7, 7) and uses_cpp(kernels, x)
+def _kernels_of(x: Tensor, module: nn.Module, kernels: str) -> str:
+    """What computes this convolution. Only the depthwise ones of a block have kernels; those in C++ are 7 x 7."""
+    if not isinstance(module, DepthwiseConv):
+        return 'torch'
+    chosen = chosen_kernels(kernels, x)
+    return 'torch' if chosen == 'cpp' and module.kernel_size != (7, 7) else chosen
 
 
 def _conv_by_cpp(
@@ -69,6 +74,14 @@ def _conv_by_cpp(
     cells_NPQC = under_autocast(x).contiguous().flatten(0, -4)
     weight, bias = module.weight.float(), module.bias.float()
     return cpu_kernels.depthwise(cells_NPQC, weight, bias, places_N, num_images, list(grid)).view(x.shape)
+
+
+def _conv_by_triton(x: Tensor, module: nn.Module, slots_BGG: Tensor, cells_N: Tensor) -> Tensor:
+    """The convolution of values (..., P, Q, C), cells as triton_kernels.depthwise_conv takes them."""
+    from . import triton_kernels
+
+    cells_NPQC = x.flatten(0, -4)
+    return triton_kernels.depthwise_conv(cells_NPQC, module.weight, module.bias, slots_BGG, cells_N).view(x.shape)
 
 
 class DenseLayout:
@@ -104,8 +117,12 @@ class DenseLayout:
 
     def conv(self, x_BHWC: Tensor, module: nn.Module) -> Tensor:
         """The stride-1, size-preserving convolution `module` (NCHW) of the map."""
-        if _cpp_convolves(x_BHWC, module, self.kernels):
+        chosen = _kernels_of(x_BHWC, module, self.kernels)
+        if chosen == 'cpp':
             return _conv_by_cpp(x_BHWC, module, None, len(x_BHWC), (1, 1))
+        if chosen == 'triton':  # every image is one cell
+            images_N = torch.arange(len(x_BHWC), device=x_BHWC.device)
+            return _conv_by_triton(x_BHWC, module, images_N.int().view(-1, 1, 1), images_N)
         return _conv_channels_last(self._hide(x_BHWC), module)
 
     def channel_norms(self, x_BHWC: Tensor) -> Tensor:
@@ -180,6 +197,16 @@ class VisibleLayout:
                 "Draw them with masking.random_visible, or use layout='dense'."
             )
         self._places: dict[int, Tensor] = {}
+        self._slots: Tensor | None = None
+
+    def _slots_BGG(self) -> Tensor:
+        """int32, which of the visible cells (B * K) stands at each place of the grid; -1 where it is hidden."""
+        if self._slots is None:
+            shape = (self.num_images, *self.grid_shape)
+            slots = torch.full((math.prod(shape),), -1, dtype=torch.int32, device=self.cells_N.device)
+            slots[self.cells_N] = torch.arange(len(self.cells_N), dtype=torch.int32, device=slots.device)
+            self._slots = slots.view(shape)
+        return self._slots
 
     def _places_at(self, positions_per_side: int) -> Tensor:
         """Row of each visible position in the dense map flattened to (B * H * W, C)."""
@@ -211,8 +238,11 @@ class VisibleLayout:
 
     def conv(self, x_BKPPC: Tensor, module: nn.Module) -> Tensor:
         """The stride-1, size-preserving convolution `module` (NCHW) at visible positions; hidden ones enter as zero."""
-        if _cpp_convolves(x_BKPPC, module, self.kernels):
+        chosen = _kernels_of(x_BKPPC, module, self.kernels)
+        if chosen == 'cpp':
             return _conv_by_cpp(x_BKPPC, module, self.cells_N, self.num_images, self.grid_shape)
+        if chosen == 'triton':
+            return _conv_by_triton(x_BKPPC, module, self._slots_BGG(), self.cells_N)
         dense_BHWC = _conv_channels_last(self._spread(x_BKPPC), module)
         rows = dense_BHWC.reshape(-1, dense_BHWC.shape[-1])
         return _TakeRows.apply(rows, self._places_at(x_BKPPC.shape[-2])).view(*x_BKPPC.shape[:-1], -1)

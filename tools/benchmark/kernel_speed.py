@@ -1,0 +1,351 @@
+"""Times the Triton kernels against PyTorch's operators on a GPU: each kernel, and the whole encoder step.
+
+    python tools/benchmark/kernel_speed.py --archs tiny base large --batch-sizes 64 128 256
+
+Before anything is timed, values and gradients of the two are compared. Each kernel is timed forward and backward with
+CUDA events, the two taking turns, the L2 cache cleared and the launches queued beforehand, so that the time is the
+GPU's alone. Its rate is the bytes that it must move over its time, given as a share of what a plain copy reaches on the
+same card in the same run. The encoder step (visible cells, bf16 autocast, forward and backward) is timed as it runs,
+launches included, with its peak memory. Writes kernel_speed_CARD_DATE.md and .json into `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+import mmcnx2
+from mmcnx2.models.backbones.convnext_v2 import ARCHS, NORM_EPS, STRIDES
+from mmcnx2.models.fcmae.masking import random_visible
+from mmcnx2.models.layers import GRN, DenseLayout, VisibleLayout, triton_kernels
+from mmcnx2.models.layers.depthwise import DepthwiseConv
+
+CELL_SIZE = 32  # px
+CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any card
+QUEUE_CYCLES = 4_000_000  # about 2 ms in which the launches of a run queue up
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # norm of the difference over norm
+
+
+class Case(NamedTuple):
+    """One step by both implementations. `functions` take no arguments and read `leaves`; the bytes are those of the
+    kernel's passes over the values."""
+
+    name: str
+    leaves: list[Tensor]
+    functions: dict[str, Callable[[], Tensor]]
+    num_bytes: dict[str, int]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--archs', nargs='+', default=['tiny', 'base', 'large'], choices=list(ARCHS))
+    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[64, 128, 256], help='of the encoder step')
+    parser.add_argument('--kernel-batch-size', type=int, default=64, help='of the single kernels')
+    parser.add_argument('--image-size', type=int, default=224, help='px')
+    parser.add_argument('--mask-ratio', type=float, default=0.6)
+    parser.add_argument('--float32', action='store_true', help='instead of bf16')
+    parser.add_argument('--runs', type=int, default=20, help='counted runs of each, after three to warm up')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results', help='folder')
+    return parser.parse_args()
+
+
+def kernel_cases(num_channels: int, positions_per_side: int, visible_BGG: Tensor, dtype: torch.dtype) -> Iterator[Case]:
+    """The steps of a block at one stage, on visible cells and, for the convolution, on the whole map too."""
+    C, P, device = num_channels, positions_per_side, visible_BGG.device
+    (B, rows, columns), num_cells = visible_BGG.shape, int(visible_BGG.sum())
+    cells_N = visible_BGG.flatten().nonzero().squeeze(1)
+    slots = torch.full((visible_BGG.numel(),), -1, dtype=torch.int32, device=device)
+    slots[cells_N] = torch.arange(num_cells, dtype=torch.int32, device=device)
+    slots_BGG = slots.view(visible_BGG.shape)
+    alone_B11 = torch.arange(B, dtype=torch.int32, device=device).view(B, 1, 1)
+    visible = VisibleLayout(visible_BGG, kernels='torch')
+    conv = DepthwiseConv(C, 7).to(device)
+    norm = nn.LayerNorm(C, eps=NORM_EPS).to(device)
+    grn = GRN(4 * C).to(device)
+    nn.init.normal_(grn.gamma)
+
+    def values(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    def bytes_of(x: Tensor, forward: int, backward: int) -> dict[str, int]:
+        return dict(forward=forward * x.nbytes, backward=backward * x.nbytes)
+
+    x = values(B, num_cells // B, P, P, C)
+    yield Case(
+        f'depthwise 7 x 7, visible, P={P}, C={C}',
+        [x, *conv.parameters()],
+        dict(
+            torch=lambda: visible.conv(x, conv),
+            triton=lambda: triton_kernels.depthwise_conv(
+                x.flatten(0, 1), conv.weight, conv.bias, slots_BGG, cells_N
+            ).view(x.shape),
+        ),
+        bytes_of(x, 2, 3),
+    )
+    whole = values(B, rows * P, columns * P, C)
+    yield Case(
+        f'depthwise 7 x 7, whole map, {rows * P} x {columns * P}, C={C}',
+        [whole, *conv.parameters()],
+        dict(
+            torch=lambda: DenseLayout(kernels='torch').conv(whole, conv),
+            triton=lambda: triton_kernels.depthwise_conv(
+                whole, conv.weight, conv.bias, alone_B11, torch.arange(B, device=device)
+            ),
+        ),
+        bytes_of(whole, 2, 3),
+    )
+    hidden = values(B, num_cells // B, P, P, 4 * C)
+    yield Case(
+        f'GELU + GRN, P={P}, F={4 * C}',
+        [hidden, *grn.parameters()],
+        dict(
+            torch=lambda: grn(hidden, visible, after_gelu=True),
+            triton=lambda: triton_kernels.gelu_grn(hidden.flatten(1, 3), grn.gamma, grn.beta, grn.eps).view(
+                hidden.shape
+            ),
+        ),
+        bytes_of(hidden, 3, 5),
+    )
+    yield Case(
+        f'LayerNorm, P={P}, C={C}',
+        [x, *norm.parameters()],
+        dict(
+            torch=lambda: F.layer_norm(x, (C,), norm.weight, norm.bias, norm.eps).to(dtype),
+            triton=lambda: triton_kernels.layer_norm(x, norm.weight, norm.bias, norm.eps),
+        ),
+        bytes_of(x, 2, 3),
+    )
+
+
+def autocast_of(dtype: torch.dtype, device: torch.device):
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def largest_error(case: Case, dtype: torch.dtype) -> float:
+    """Largest relative difference between the two implementations, over the result and all gradients."""
+    results = {}
+    for name, function in case.functions.items():
+        with autocast_of(dtype, case.leaves[0].device):
+            out = function()
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        results[name] = [out, *torch.autograd.grad(out, case.leaves, grad)]
+    return max(
+        ((a.double() - b.double()).norm() / a.double().norm()).item() for a, b in zip(*results.values(), strict=True)
+    )
+
+
+def seconds_of(prepare: Callable[[], object], step: Callable[[object], object], clear: Tensor) -> float:
+    """GPU time of `step`, whose launches queue up behind a pause."""
+    prepared = prepare()
+    clear.zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(QUEUE_CYCLES)
+    start.record()
+    step(prepared)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def time_case(case: Case, dtype: torch.dtype, num_runs: int, clear: Tensor) -> dict[str, dict[str, list[float]]]:
+    """{'forward' | 'backward': {implementation: seconds of each run}}."""
+    device = case.leaves[0].device
+    seconds = {part: {name: [] for name in case.functions} for part in ('forward', 'backward')}
+
+    def forward(function: Callable[[], Tensor]) -> Tensor:
+        with autocast_of(dtype, device):
+            return function()
+
+    for run in range(-3, num_runs):
+        for name, function in case.functions.items():
+
+            def with_gradient(function=function):
+                out = forward(function)
+                return out, torch.randn_like(out)
+
+            times = {
+                'forward': seconds_of(lambda: None, lambda _, f=function: forward(f), clear),
+                'backward': seconds_of(
+                    with_gradient, lambda pair: torch.autograd.grad(pair[0], case.leaves, pair[1]), clear
+                ),
+            }
+            if run >= 0:
+                for part, value in times.items():
+                    seconds[part][name].append(value)
+    return seconds
+
+
+def copy_bytes_per_second(num_runs: int, clear: Tensor) -> float:
+    """What a plain copy of 1 GiB moves, read and written."""
+    source = torch.randint(255, (2**30,), dtype=torch.uint8, device=clear.device)
+    target = torch.empty_like(source)
+    seconds = [seconds_of(lambda: None, lambda _: target.copy_(source), clear) for _ in range(num_runs + 3)][3:]
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def encoder_step(
+    arch: str | dict, batch_size: int, args: argparse.Namespace, kernels: str, device: str
+) -> Callable[[], None]:
+    """Forward and backward of the encoder on visible cells; parameters and images are the same for equal arguments."""
+    torch.manual_seed(0)
+    backbone = dict(type='mmcnx2.ConvNeXtV2', arch=arch, kernels=kernels)
+    model = MODELS.build(dict(type='mmcnx2.FCMAE', backbone=backbone, mask_ratio=args.mask_ratio)).to(device)
+    images = torch.randn(batch_size, 3, args.image_size, args.image_size, device=device)
+    grid = (args.image_size // CELL_SIZE,) * 2
+    visible_BGG = random_visible(batch_size, grid, args.mask_ratio, device)
+    dtype = torch.float32 if args.float32 else torch.bfloat16
+
+    def step() -> None:
+        model.zero_grad()
+        with autocast_of(dtype, images.device):
+            loss = model.encode(images, visible_BGG).float().square().mean()
+        loss.backward()
+
+    return step
+
+
+def time_encoder(arch: str, batch_size: int, args: argparse.Namespace) -> dict[str, dict[str, float] | None]:
+    """{implementation: images per second and peak GiB}; None where the memory does not suffice. One after the other,
+    each in blocks of runs that take turns, so that a card that slows down slows both."""
+    seconds: dict[str, list[float]] = {}
+    result: dict[str, dict[str, float] | None] = {}
+    for kernels in ('torch', 'triton') * 2:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            step = encoder_step(arch, batch_size, args, kernels, 'cuda')
+            for _ in range(3):
+                step()
+            for _ in range(max(1, args.runs // 2)):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                step()
+                end.record()
+                end.synchronize()
+                seconds.setdefault(kernels, []).append(start.elapsed_time(end) / 1e3)
+        except torch.OutOfMemoryError:
+            result[kernels] = None
+            continue
+        finally:
+            step = None
+        result[kernels] = dict(
+            images_per_second=batch_size / statistics.median(seconds[kernels]),
+            peak_gib=torch.cuda.max_memory_allocated() / 2**30,
+        )
+    return result
+
+
+def report_of(results: dict) -> str:
+    """Markdown of what was measured."""
+    copy_rate = results['copy_bytes_per_second']
+    lines = [
+        f'# Triton kernels on {results["card"]}, {results["date"]}',
+        '',
+        f'`python {" ".join(results["command"])}`; {results["versions"]}. {results["dtype"]}, '
+        f'{results["image_size"]} px, mask ratio {results["mask_ratio"]}. Medians of {results["runs"]} runs that take '
+        f'turns. A plain copy moves {copy_rate / 1e12:.2f} TB/s; rates are shares of that.',
+        '',
+        f'## Kernels, batch {results["kernel_batch_size"]}',
+        '',
+        '| step | | PyTorch, us | Triton, us | PyTorch / Triton | rate of Triton |',
+        '|---|---|---|---|---|---|',
+    ]
+    for case in results['kernels']:
+        for part in ('forward', 'backward'):
+            by_torch, by_triton = (statistics.median(case['seconds'][part][name]) for name in ('torch', 'triton'))
+            rate = case['num_bytes'][part] / by_triton / copy_rate
+            lines.append(
+                f'| {case["name"]} | {part} | {by_torch * 1e6:.1f} | {by_triton * 1e6:.1f} | '
+                f'{by_torch / by_triton:.2f} | {rate:.0%} |'
+            )
+    lines += [
+        '',
+        '## Encoder step on visible cells, forward and backward',
+        '',
+        '| arch | batch | PyTorch, images/s | Triton, images/s | Triton / PyTorch | PyTorch, GiB | Triton, GiB |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in results['encoder']:
+        torch_, triton_ = row['torch'], row['triton']
+        speeds = [f'{each["images_per_second"]:.0f}' if each else 'out of memory' for each in (torch_, triton_)]
+        memory = [f'{each["peak_gib"]:.1f}' if each else '-' for each in (torch_, triton_)]
+        ratio = f'{triton_["images_per_second"] / torch_["images_per_second"]:.2f}' if torch_ and triton_ else '-'
+        cells = (row['arch'], str(row['batch_size']), *speeds, ratio, *memory)
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def write(results: dict, folder: Path) -> Path:
+    """Both files; returns their path without the ending."""
+    card = re.sub(r'[^a-z0-9]+', '-', results['card'].lower()).strip('-')
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f'kernel_speed_{card}_{results["date"]}'
+    (folder / f'{target.name}.json').write_text(json.dumps(results, indent=1) + '\n')
+    (folder / f'{target.name}.md').write_text(report_of(results))
+    return target
+
+
+def main() -> None:
+    args = parse_args()
+    if not torch.cuda.is_available():
+        sys.exit('error: there is no GPU here; kernel_speed.py times the Triton kernels on one.')
+    dtype = torch.float32 if args.float32 else torch.bfloat16
+    clear = torch.empty(CACHE_BYTES, dtype=torch.uint8, device='cuda')
+    grid = (args.image_size // CELL_SIZE,) * 2
+    results = dict(
+        date=datetime.date.today().isoformat(),
+        card=torch.cuda.get_device_name(),
+        command=sys.argv,
+        versions=f'mmcnx2 {mmcnx2.__version__}, torch {torch.__version__}, triton {triton_kernels.triton.__version__}, '
+        f'Python {platform.python_version()}',
+        dtype=str(dtype).removeprefix('torch.'),
+        image_size=args.image_size,
+        mask_ratio=args.mask_ratio,
+        runs=args.runs,
+        kernel_batch_size=args.kernel_batch_size,
+        copy_bytes_per_second=copy_bytes_per_second(args.runs, clear),
+        kernels=[],
+        encoder=[],
+    )
+    for arch in args.archs:
+        for stride, num_channels in zip(STRIDES, ARCHS[arch]['channels'], strict=True):
+            visible_BGG = random_visible(args.kernel_batch_size, grid, args.mask_ratio, 'cuda')
+            for case in kernel_cases(num_channels, CELL_SIZE // stride, visible_BGG, dtype):
+                error = largest_error(case, dtype)
+                if not error < LARGEST_ERROR[dtype]:
+                    sys.exit(
+                        f'error: {arch}: {case.name}: the implementations differ by {error:.1e}; nothing is timed.'
+                    )
+                seconds = time_case(case, dtype, args.runs, clear)
+                name = f'{arch}: {case.name}'
+                results['kernels'].append(dict(name=name, num_bytes=case.num_bytes, error=error, seconds=seconds))
+                print(name, {part: {k: statistics.median(v) for k, v in s.items()} for part, s in seconds.items()})
+    target = write(results, args.out)  # kept if the encoder breaks off
+    del clear
+    for arch in args.archs:
+        for batch_size in args.batch_sizes:
+            row = dict(arch=arch, batch_size=batch_size, **time_encoder(arch, batch_size, args))
+            results['encoder'].append(row)
+            print(row)
+            target = write(results, args.out)
+    print(f'\n{report_of(results)}\nwritten to {target}.md and .json')
+
+
+if __name__ == '__main__':
+    main()
