@@ -7,8 +7,8 @@ All give the same numbers up to rounding. `kernels` is an argument of the backbo
 * 'cpp': C++; an error where it cannot compute;
 * 'triton': Triton; an error where it cannot compute. Not yet timed on a GPU, so never chosen by 'auto'.
 
-Touch it for the choice; the kernels are in cpu_kernels.py and triton_kernels.py (loaded only when asked for). Guarded by
-tests/models/test_cpu_kernels.py and tests/models/test_triton_kernels.py.
+Touch it for the choice; the kernels are in cpu_kernels.py and triton_kernels.py (loaded only when asked for). Guarded
+by tests/models/test_cpu_kernels.py and tests/models/test_triton_kernels.py.
 """
 
 from __future__ import annotations

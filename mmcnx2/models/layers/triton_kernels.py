@@ -2,8 +2,8 @@
 
 Each stands for a few lines of PyTorch (layout.py, grn.py) and gives their values and gradients in fewer passes over
 memory. Nothing here knows modules or layouts. The only file that imports triton; it is imported where a kernel is
-wanted (kernels='triton'), so that `import mmcnx2` stays free of it. Touch it for the kernels and their launch settings. Not for: the
-choice between a kernel and PyTorch (kernel_choice.py), the mathematics (grn.py).
+wanted (kernels='triton'), so that `import mmcnx2` stays free of it. Touch it for the kernels and their launch
+settings. Not for: the choice between a kernel and PyTorch (kernel_choice.py), the mathematics (grn.py).
 Guarded by tests/models/test_triton_kernels.py, which runs the kernels in Triton's interpreter and compiles them for
 an H100; neither needs a GPU.
 
