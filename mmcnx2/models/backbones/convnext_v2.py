@@ -26,7 +26,7 @@ from torchvision.ops import StochasticDepth
 from mmcnx2.checkpoint import load_pretrained_backbone
 from mmcnx2.registry import MODELS
 
-from ..layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, PatchLinear
+from ..layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear
 from ..layers.kernel_choice import check_kernels
 
 NORM_EPS = 1e-6
@@ -82,9 +82,9 @@ class ConvNeXtV2Block(nn.Module):
         super().__init__()
         self.dwconv = DepthwiseConv(num_channels, kernel_size=7)
         self.norm = LayerNorm(num_channels, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(num_channels, 4 * num_channels)
+        self.pwconv1 = Linear(num_channels, 4 * num_channels)
         self.grn = GRN(4 * num_channels) if use_grn else None
-        self.pwconv2 = nn.Linear(4 * num_channels, num_channels)
+        self.pwconv2 = Linear(4 * num_channels, num_channels)
         self.gamma = (
             nn.Parameter(torch.full((num_channels,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
         )
@@ -96,9 +96,9 @@ class ConvNeXtV2Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Values of the same shape, in any layout."""
         y = self.norm(self.dwconv(x, layout), layout)
-        y = self.pwconv1(y)
+        y = self.pwconv1(y, layout)
         y = F.gelu(y) if self.grn is None else self.grn(y, layout, after_gelu=True)
-        y = self.pwconv2(y)
+        y = self.pwconv2(y, layout)
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y)

@@ -4,6 +4,7 @@ from .depthwise import DepthwiseConv
 from .grn import GRN
 from .layer_norm import LayerNorm
 from .layout import DenseLayout, Layout, VisibleLayout
+from .linear import Linear
 from .minkowski_layout import MinkowskiLayout
 from .patch_linear import PatchLinear
 
@@ -13,6 +14,7 @@ __all__ = [
     'DepthwiseConv',
     'LayerNorm',
     'Layout',
+    'Linear',
     'MinkowskiLayout',
     'PatchLinear',
     'VisibleLayout',
