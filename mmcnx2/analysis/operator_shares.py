@@ -32,7 +32,7 @@ GROUPS = (PRODUCTS, DEPTHWISE, NORM, POINTWISE, COPIES, REST)
 _RULES = (
     (DEPTHWISE, r'depthwise|dwconv'),
     (NORM, r'layer_?norm'),
-    (PRODUCTS, r'^(addmm|mm|bmm|baddbmm|matmul|linear|addmv|mv)(_|$)|gemm|mkldnn_linear|linear_pointwise|^mmcnx2::product'),
+    (PRODUCTS, r'^(addmm|mm|bmm|baddbmm|matmul|linear|addmv|mv)(_|$)|gemm|mkldnn_linear|linear_pointwise|product$'),
     (COPIES, r'copy|clone|contiguous|index|gather|scatter|cat$|stack|reorder|transpose|permute|to_mkldnn|pad|repeat'),
     (COPIES, r'^_to_copy|^to$|where|masked_fill|fill_|zero|ones|spread|take_rows'),
     (
