@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import select
@@ -31,8 +32,14 @@ FLAGS = (
 PATIENCE_S = 60.0
 
 
+@functools.cache
 def find_chromium() -> str | None:
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """The first that runs: on some systems a script of this name only tells how to install the browser."""
+    for path in filter(None, map(shutil.which, NAMES)):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([path, '--version'], check=True, capture_output=True, timeout=PATIENCE_S)
+            return path
+    return None
 
 
 class Browser:

@@ -95,7 +95,8 @@ def test_numbers_on_the_page_are_those_of_the_logs(report, tmp_path):
     code, page, out, err = report('second=work/scratch', 'work', '--no-cost')
     assert code == 0 and err in ('', PLOTLY_NOTE) and '3 runs' in out
     tables = Tables(page)
-    assert list(tables.sections) == ['detection', 'segmentation', 'cost']
+    assert list(tables.sections) == ['detection', 'segmentation', 'cost', 'how-the-runs-were-made']
+    assert 'Command: python tools/report.py second=work/scratch work --no-cost</footer>' in page
     detection = tables.rows('detection')
     assert list(detection) == ['second', 'fcmae']  # the named one comes first and is not there twice
     lines = [
@@ -128,11 +129,12 @@ def test_damaged_and_missing_logs_are_named_and_the_others_are_shown(report, tmp
     path = next((tmp_path / 'damaged').glob('*/vis_data/scalars.json'))
     lines = path.read_text().splitlines()
     path.write_text('\n'.join(['<b>oops</b>', *lines[1:]]))
-    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / '20260101_000000' / 'vis_data').mkdir(parents=True)
+    (tmp_path / 'empty' / '20260101_000000' / 'vis_data' / 'scalars.json').touch()
     code, page, _, err = report('whole', 'damaged', 'empty', '--no-cost')
     assert code == 0
     notice = re.search(r'<div class="notice"[^>]*>(.*?)</div>', page)[1]
-    assert 'damaged: ' in notice and 'line 1 is not JSON' in notice and 'nothing was trained there' in notice
+    assert 'damaged: ' in notice and 'line 1 is not JSON' in notice and 'holds no log entry' in notice
     assert 'empty: its config cannot be read' in notice and 'warning: damaged: ' in err
     tables = Tables(page)
     assert next(iter(tables.sections)) == 'not-everything-could-be-read'
@@ -153,13 +155,40 @@ def test_names_and_logs_cannot_bring_tags_into_the_page(report, tmp_path):
 
 def test_user_errors_are_one_line(report, tmp_path):
     by_hand.detection_run(tmp_path / 'a')
+    by_hand.detection_run(tmp_path / 'b')
     for arguments, words in (
         (['nowhere'], 'error: nowhere is no folder; give work dirs'),
         (['a', '--draw', '-1'], 'error: --draw -1: '),
-        (['x=a', 'x=a/20260101_000000'], "error: two runs would be called 'x'"),
+        (['x=a', 'x=b'], "error: two runs would be called 'x'"),
     ):
         code, page, _, err = report(*arguments)
         assert code == 1 and page == '' and err.startswith(words) and err.count('\n') == 1, err
+
+
+def test_all_that_lies_among_work_dirs(report, tmp_path):
+    """`work_dirs/*`: files, folders of something else, a run that has just begun, the same run under two paths."""
+    by_hand.detection_run(tmp_path / 'w' / 'run')
+    by_hand.write_config(tmp_path / 'w' / 'begun')
+    by_hand.segmentation_run(tmp_path / 'w' / 'group' / 'run')
+    (tmp_path / 'w' / 'notes').mkdir()
+    (tmp_path / 'w' / 'notes' / 'a.txt').touch()
+    (tmp_path / 'w' / 'maps').mkdir()
+    Image.new('RGB', (3, 3)).save(tmp_path / 'w' / 'maps' / 'maps_v2.png')
+    (tmp_path / 'w' / 'queue.log').touch()
+    (tmp_path / 'w' / 'again').symlink_to(tmp_path / 'w' / 'run')
+    code, page, out, err = report(*(f'w/{name}' for name in os.listdir('w') if name != 'again'), 'w/again', '--no-cost')
+    assert code == 0 and '3 runs' in out
+    assert 'warning: w/queue.log is a file, no work dir; it was left out' in err
+    assert 'warning: w/notes holds no config, no log, no checkpoint and no picture; it was left out' in err
+    assert 'begun: no */vis_data/scalars.json in w/begun: nothing was trained there' in err
+    tables = Tables(page)
+    assert set(tables.rows('detection')) == {'w/run', 'begun'}
+    assert tables.rows('detection')['begun']['state'][0] == 'no checkpoint' and 'begun' in tables.rows('cost')
+    assert set(tables.rows('segmentation')) == {'group/run'}
+    assert 'other-runs' not in tables.sections
+    assert re.search(r'<section id="analysis-of-several-runs">.*<figcaption>maps v2<', page, re.DOTALL)
+    code, page, _, err = report('w/notes', 'w/queue.log', '-o', 'none.html')
+    assert code == 1 and 'error: there is no run in w/notes, w/queue.log' in err and not Path('none.html').exists()
 
 
 def test_a_folder_whose_name_holds_an_equals_sign(report, tmp_path):

@@ -9,6 +9,8 @@ import math
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from PIL import Image
+
 CONFIG = """
 default_scope = '{scope}'
 model = dict(type='{model}', backbone=dict(type='mmcnx2.ConvNeXtV2', arch='atto', drop_path_rate={drop_path_rate}))
@@ -22,9 +24,14 @@ HEAD = """{time} - mmengine - INFO -
 ------------------------------------------------------------
 System environment:
     sys.platform: linux
+    Python: 3.11.7 (main, May  9 2026) [GCC 12.2.0]
     CUDA available: {cuda}
 {gpu}
+    PyTorch: 2.12.1+cu130
+    MMEngine: 0.10.12
+
 Runtime environment:
+    seed: 17
     Distributed launcher: none
     GPU number: {processes}
 ------------------------------------------------------------
@@ -138,6 +145,37 @@ def pretraining_run(folder: Path) -> None:
     ]
     write_attempt(folder, lines, seconds=4000, processes=2, gpu='NVIDIA Test')
     finish(folder, 'epoch_4.pth')
+
+
+def measured_layers(distances: list[float], num_dead: int = 0) -> dict[str, dict]:
+    """What mmcnx2.CollapseHook writes for a backbone with so many blocks; after GRN channels are a tenth less alike."""
+    layers = {}
+    for place, distance in enumerate(distances):
+        for ending, value in (('gelu', distance), ('grn', 1.1 * distance)):
+            layers[f'stages.0.{place}.{ending}'] = {
+                'num_images': 16, 'num_channels': 160, 'distance': value, 'distance_std': 0.01, 'effective_rank': 20.0,
+                'max_rank': 160, 'num_dead': num_dead, 'num_saturated': None if place == 0 else 2,
+            }  # fmt: skip
+    return layers
+
+
+def pictures_during_training(folder: Path, measured: dict[int, dict[str, dict]]) -> None:
+    """What the hooks of pretraining leave in a work dir: a sheet and a measurement per epoch that is in `measured`."""
+    for epoch, layers in measured.items():
+        for place, content in (('reconstructions', None), ('collapse', json.dumps(layers, indent=2) + '\n')):
+            path = folder / place / f'epoch_{epoch}.{"json" if content else "png"}'
+            path.parent.mkdir(exist_ok=True)
+            if content:
+                path.write_text(content)
+            else:
+                Image.new('RGB', (30, 20), (200, 10 * epoch, 0)).save(path)
+        log = next(folder.glob('*/vis_data/scalars.json'))
+        lines = []
+        for line in log.read_text().splitlines(keepends=True):
+            lines.append(line)
+            if json.loads(line).get('iter') == 10 * epoch:  # ten iterations per epoch
+                lines.append(json.dumps({'reconstruction/error_0.6': 1 - epoch / 10, 'step': epoch}) + '\n')
+        log.write_text(''.join(lines))
 
 
 def classification_run(folder: Path) -> None:

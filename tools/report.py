@@ -10,7 +10,8 @@ or missing is named in the page. The page is one file: it opens from the disk, w
 checkpoint over its whole validation set and counts which classes are taken for which. Both need the data where the
 stored configs look for them, and keep their results in WORK_DIR/report/, so that the next report has them at once.
 Shown as well are the PNG files below WORK_DIR/reconstruction(s), WORK_DIR/analysis and WORK_DIR/collapse, with the
-captions of JSON files of the same names.
+captions of JSON files of the same names, curves of WORK_DIR/collapse/epoch_N.json, which pretraining writes, and the
+pictures of a folder without a run, such as the --out-dir of tools/analyze_collapse.py.
 
 Curves need the package plotly (pip install "mmcnx2[report]"); without it they are still pictures.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,9 +45,11 @@ from mmcnx2.analysis.run_report import (
     ANALYSES,
     RECONSTRUCTIONS,
     Extras,
+    origin_section,
     pictures_of,
     problems_notice,
     run_sections,
+    series_below,
 )
 from mmcnx2.engine.user_errors import explain_errors, one_line
 
@@ -101,11 +105,14 @@ def named_places(words: Sequence[str]) -> list[tuple[str, Path]]:
 def find_labelled(places: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
     """(label, work dir) of every run, each folder once; runs below a named folder are called NAME/RUN."""
     found: dict[Path, str] = {}
+    seen: set[Path] = set()
     for name, place in places:
         folders = find_runs(place)
         labels = [''] * len(folders) if not name else [name] if folders == [place] else run_labels(folders)
         for label, folder in zip(labels, folders, strict=True):
-            found.setdefault(folder, f'{name}/{label}' if name and label != name else label)
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                found[folder] = f'{name}/{label}' if name and label != name else label
     unnamed = [folder for folder, label in found.items() if not label]
     found.update(zip(unnamed, run_labels(unnamed), strict=True))
     labels = list(found.values())
@@ -113,6 +120,22 @@ def find_labelled(places: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
         if labels.count(label) > 1:
             raise ValueError(f'two runs would be called {label!r}; give names that differ: NAME=WORK_DIR')
     return [(label, folder) for folder, label in found.items()]
+
+
+def without_files(places: Sequence[tuple[str, Path]], problems: Problems) -> list[tuple[str, Path]]:
+    """The folders: `work_dirs/*` names also the files that lie there."""
+    for _, place in places:
+        if place.is_file():
+            problems.add(f'{place} is a file, no work dir; it was left out')
+    return [(name, place) for name, place in places if not place.is_file()]
+
+
+def without_strangers(runs: Sequence[RunFacts], problems: Problems) -> list[RunFacts]:
+    """The runs; a folder that holds nothing of one, nor pictures, is named."""
+    for facts in runs:
+        if facts.is_nothing and not series_below(facts.folder):
+            problems.add(f'{facts.folder} holds no config, no log, no checkpoint and no picture; it was left out')
+    return [facts for facts in runs if not facts.is_nothing]
 
 
 def model_costs(runs: Sequence[RunFacts], problems: Problems) -> dict[Path, evaluation.ModelCost]:
@@ -164,14 +187,13 @@ def drawn_samples(
 
 
 def pictures_of_folders(places: Sequence[tuple[str, Path]], runs: Sequence[RunFacts]) -> list[Section]:
-    """Pictures that lie in a folder of several runs instead of in one of them."""
+    """Pictures that lie in a folder of several runs instead of in one of them, or in one that holds no run at all."""
     folders = [facts.folder for facts in runs]
-    pictures = [
-        picture
-        for _, place in places
-        if place not in folders
-        for picture in pictures_of(place, (*RECONSTRUCTIONS, *ANALYSES))
-    ]
+    pictures = []
+    for _, place in places:
+        if place not in folders:
+            has_runs = any(place in folder.parents for folder in folders)
+            pictures += pictures_of(place, (*RECONSTRUCTIONS, *ANALYSES) if has_runs else ('.',))
     return [Section('Analysis of several runs', pictures)] if pictures else []
 
 
@@ -180,8 +202,11 @@ def main(argv: list[str] | None = None) -> None:
     with explain_errors():
         if args.draw < 0:
             raise ValueError(f'--draw {args.draw}: give the number of pictures, 0 for none')
-        places, problems = named_places(args.work_dirs), Problems()
-        runs = [read_facts(label, folder) for label, folder in find_labelled(places)]
+        problems = Problems()
+        places = without_files(named_places(args.work_dirs), problems)
+        runs = without_strangers([read_facts(label, folder) for label, folder in find_labelled(places)], problems)
+        if not runs:
+            raise ValueError(f'there is no run in {", ".join(args.work_dirs)}; give work dirs of tools/train.py')
         for facts in runs:
             for problem in facts.problems:
                 problems.add(problem)
@@ -198,8 +223,10 @@ def main(argv: list[str] | None = None) -> None:
             *problems_notice(problems.sentences),
             *run_sections(runs, extras),
             *pictures_of_folders(places, runs),
+            origin_section(runs),
         ]
-        page = build_page(title, sections, footer=provenance_now(), plotly=plotly)
+        command = shlex.join(['python', 'tools/report.py', *(sys.argv[1:] if argv is None else argv)])
+        page = build_page(title, sections, footer=f'{provenance_now()} Command: {command}', plotly=plotly)
         write_page(page, args.out)
         print(f'{args.out}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB')
 

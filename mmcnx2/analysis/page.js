@@ -137,7 +137,8 @@
       });
     }
     const steps = data.lines.flatMap((line) => line.x);
-    const xAxis = axis(data.x_label, Math.max(...steps) - Math.min(...steps) <= 10 ? {dtick: 1} : {});
+    const isCounted = steps.every(Number.isInteger);  // epochs, iterations; a depth is not
+    const xAxis = axis(data.x_label, isCounted && Math.max(...steps) - Math.min(...steps) <= 10 ? {dtick: 1} : {});
     const yLabel = data.y_label === data.title ? '' : data.y_label;  // the title is right above it
     const layout = layoutOf(xAxis, axis(yLabel, {type: chart.log ? 'log' : 'linear', tickformat: '~g'}), {
       hovermode: 'x unified',

@@ -1,8 +1,9 @@
 """The script that draws a page's charts, packed to lie in the page: plotly.js as the Python package plotly carries it.
 
-Unpacked it has 4.8 MB, packed 2 MB; the page unpacks it when the first chart comes near. plotly is optional (the extra
-`report`): without it pages show their charts as still pictures. This is the only file that imports it. Guarded by
-tests/analysis/test_page.py and tests/test_report_browser.py.
+Unpacked it has 4.8 MB, packed 2 MB; the page unpacks it when the first chart comes near. It is the whole library: the
+package carries none of the smaller bundles of plotly.js, and a second source for one would be one more thing to pin.
+plotly is optional (the extra `report`): without it pages show their charts as still pictures. This is the only file
+that imports it. Guarded by tests/analysis/test_page.py and tests/test_report_browser.py.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ SCOPES = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classifi
 LOGGED_BY = {'coco/': 'detection', 'mIoU': 'segmentation', 'accuracy/': 'classification'}
 OTHER = 'other'
 TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.MULTILINE)
+# What mmengine writes at the start of its log, by the name it has here
+ENVIRONMENT = {'python': 'Python', 'torch': 'PyTorch', 'mmengine': 'MMEngine', 'seed': 'seed'}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class RunFacts:
         config: as stored in the work dir, plain dicts; empty when it cannot be read.
         tested: metrics in 0..1 that a test wrote into the work dir; empty when none did.
         checkpoint: the last one, None without any. best_checkpoint: the newest `best_*` file.
-        environment: 'processes' and 'device' of the last attempt, as far as its text log names them.
+        environment: 'processes', 'device', 'seed' and versions ('python', 'torch', 'mmengine') of the last attempt, as
+            far as its text log names them.
+        started: of the first attempt, as its text log writes it; '' when there is none.
+        collapse: step -> layer -> what was measured, from collapse/epoch_N.json, in order; collapse_unit: of the steps.
         wall_seconds: of all attempts, from the first to the last line of their text logs.
         problems: sentences on what is missing or damaged.
     """
@@ -52,8 +57,16 @@ class RunFacts:
     checkpoint: Path | None = None
     best_checkpoint: Path | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    started: str = ''
     wall_seconds: float | None = None
+    collapse: dict[int, dict[str, dict]] = field(default_factory=dict)
+    collapse_unit: str = 'epochs'
     problems: tuple[str, ...] = ()
+
+    @property
+    def is_nothing(self) -> bool:
+        """True when the folder holds nothing of a run: no config, no log, no pointer to a checkpoint."""
+        return not (is_run(self.folder) or any(self.folder.glob('*.py')))
 
     @property
     def last_step(self) -> int | None:
@@ -84,11 +97,12 @@ def is_run(folder: Path) -> bool:
 def find_runs(place: Path) -> list[Path]:
     """The run that `place` is, else all runs below it, by name; what lies inside a run is none of its own.
 
-    FileNotFoundError when there is no such folder. A folder without any run is answered as it is: somebody meant it to
-    be one.
+    FileNotFoundError when there is nothing of this name, NotADirectoryError for a file. A folder without any run is
+    answered as it is: a training may have begun there and logged nothing yet.
     """
     if not place.is_dir():
-        raise FileNotFoundError(f'{place} is no folder; give work dirs of training runs, or a folder that holds some')
+        kind = NotADirectoryError if place.exists() else FileNotFoundError
+        raise kind(f'{place} is no folder; give work dirs of training runs, or a folder that holds some')
     found = [] if is_run(place) else _runs_below(place)
     return found or [place]
 
@@ -135,6 +149,7 @@ def read_facts(label: str, folder: Path) -> RunFacts:
     problems += [f'{label}: {sentence}' for sentence in _divergences(log)]
     text_logs = attempt('its text logs cannot be read', lambda: _text_logs(folder), [])
     seconds = [elapsed for text in text_logs if (elapsed := _elapsed(text)) is not None]
+    collapse, unit = attempt('its feature collapse cannot be read', lambda: _collapse(folder), ({}, 'epochs'))
     pointer = folder / 'last_checkpoint'
     checkpoint = attempt('its last checkpoint', lambda: last_checkpoint(folder), None) if pointer.exists() else None
     return RunFacts(
@@ -147,7 +162,10 @@ def read_facts(label: str, folder: Path) -> RunFacts:
         checkpoint=checkpoint,
         best_checkpoint=max(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime, default=None),
         environment=_environment(text_logs[-1]) if text_logs else {},
+        started=next(iter(TIME.findall(text_logs[0])), '') if text_logs else '',
         wall_seconds=sum(seconds) if seconds else None,
+        collapse=collapse,
+        collapse_unit=unit,
         problems=tuple(problems),
     )
 
@@ -201,8 +219,11 @@ def _elapsed(text: str) -> float | None:
 
 
 def _environment(text: str) -> dict[str, Any]:
-    """'processes' and 'device' from what mmengine writes at the start of its log."""
+    """Versions, seed, 'processes' and 'device' from what mmengine writes at the start of its log."""
     found: dict[str, Any] = {}
+    for name, written in ENVIRONMENT.items():
+        if value := re.search(rf'^\s*{written}: (\S+)', text, re.MULTILINE):
+            found[name] = value[1]
     processes = re.search(r'^\s*GPU number: (\d+)\s*$', text, re.MULTILINE)
     if processes:
         found['processes'] = max(int(processes[1]), 1)
@@ -212,3 +233,24 @@ def _environment(text: str) -> dict[str, Any]:
     elif re.search(r'^\s*CUDA available: False\s*$', text, re.MULTILINE):
         found['device'] = 'CPU'
     return found
+
+
+def _collapse(folder: Path) -> tuple[dict[int, dict[str, dict]], str]:
+    """What mmcnx2.CollapseHook wrote during training, and what its steps count: epochs, where there are both."""
+    by_unit: dict[str, dict[int, dict[str, dict]]] = {'epochs': {}, 'iterations': {}}
+    for path in sorted((folder / 'collapse').glob('*.json'), key=lambda path: natural(path.name)):
+        named = re.fullmatch(r'(epoch|iter)_(\d+)', path.stem)
+        if named is None:
+            continue
+        try:
+            layers = json.loads(path.read_text(encoding='utf-8'))
+            is_whole = all(
+                math.isfinite(found['distance'] + found['num_channels'] + found['num_dead'])
+                for found in layers.values()
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f'{path} is not what the hook writes: per layer distance, num_channels, num_dead')
+        by_unit['epochs' if named[1] == 'epoch' else 'iterations'][int(named[2])] = layers
+    return next(((found, unit) for unit, found in by_unit.items() if found), ({}, 'epochs'))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ from .confusion import intersections_over_unions
 from .evaluation import NOTHING, Confusion, ModelCost
 from .figures import Line, Matrix, Panel
 from .metrics import METRICS
-from .page import Cell, Charts, Folded, Heading, Notice, Part, Picture, Section, Table, Text, number_cell
+from .page import Cell, Charts, Code, Folded, Heading, Notice, Part, Picture, Section, Table, Text, number_cell
 from .run_facts import OTHER, RunFacts, natural
-from .run_log import Curve, best_of, mean_smoothed, seconds_of_steps
+from .run_log import Curve, best_of, mean_smoothed, seconds_of_steps, stored_config
 
 TITLES = {
     'pretraining': 'Pretraining',
@@ -34,12 +35,17 @@ TITLES = {
     'segmentation': 'Segmentation',
     OTHER: 'Other runs',
 }  # in this order
+FLAT_CELL = (1.0, 'a flat cell scores 1')
 LEARNING_RATES = ('base_lr', 'lr')  # the first that was logged; 'lr' alone is that of the first layer under layer decay
 MANY_DIFFERENCES = 12  # beyond so many rows they are folded
 MANY_CLASSES = 25
+MANY_COMMANDS = 4
 # Folders of a work dir whose pictures are shown; the training hooks write into the plural and `collapse`
 RECONSTRUCTIONS, ANALYSES = ('reconstruction', 'reconstructions'), ('analysis', 'collapse')
-MOST_SHEETS = 4  # of a series of pictures
+MOST_SHEETS = 4  # of a series of pictures; all but the last are folded
+RECONSTRUCTION_ERROR = 'reconstruction/error_'  # and the mask ratio; mmcnx2.ReconstructionHook logs it
+# Layers that mmcnx2.CollapseHook measured and that are shown together, by the end of their names
+COLLAPSE_KINDS = {'before GRN': '.gelu', 'after GRN': '.grn'}
 MOST_PARTS = 8  # curves of parts of the loss
 
 
@@ -71,20 +77,21 @@ def task_parts(runs: Sequence[RunFacts], extras: Extras) -> list[Part]:
     more = more_panels(runs)
     if more:
         parts.append(Folded('More curves: parts of the loss, gradients', [Charts(more)]))
-    pictures = [Picture(path, caption) for path, caption in extras.samples.get(runs[0].task, ())]
+    pictures: list[Part] = [Picture(path, caption) for path, caption in extras.samples.get(runs[0].task, ())]
     for facts in runs:
         pictures += pictures_of(facts.folder, RECONSTRUCTIONS, facts.label)
     if pictures:
         parts += [Heading('Pictures'), *pictures]
+    parts += collapse_parts(runs)
     counted = {facts.label: extras.confusions[facts.folder] for facts in runs if facts.folder in extras.confusions}
     parts += confusion_parts(counted)
-    analysis = [picture for facts in runs for picture in pictures_of(facts.folder, ANALYSES, facts.label)]
+    analysis = [part for facts in runs for part in pictures_of(facts.folder, ANALYSES, facts.label)]
     if analysis:
         parts += [Heading('Analysis'), *analysis]
     parts += difference_parts(runs)
     others = other_metrics(runs)
     if others:
-        parts.append(Folded('All that validations measured, last values as logged', [others]))
+        parts.append(Folded('All that was measured beside the training, last values as logged', [others]))
     return parts
 
 
@@ -111,7 +118,7 @@ def at_text(step: int, unit: str) -> str:
 def metric_curve(facts: RunFacts, metric: str) -> Curve:
     """The metric in 0..1 over the validations; empty when it was not measured."""
     logged, divisor = METRICS[metric]
-    curve = facts.log.val.get(logged, Curve())
+    curve = _validated(facts, logged)
     return Curve(curve.steps, tuple(value / divisor for value in curve.values))
 
 
@@ -129,6 +136,8 @@ def results_table(runs: Sequence[RunFacts]) -> Table:
             columns.append((f'best {metric}', lambda facts, m=metric: _best_cell(facts, m)))
         if any(metric in facts.tested for facts in runs):
             columns.append((f'{metric}, tested', lambda facts, m=metric: _value_cell(facts.tested.get(m), share_text)))
+    for name in reconstruction_errors(runs):
+        columns.append((_error_title(name), lambda facts, n=name: _last_cell(_validated(facts, n), loss_text)))
     columns += [
         ('last loss', lambda facts: _last_cell(_loss(facts), loss_text)),
         ('lowest loss', _lowest_cell),
@@ -139,6 +148,19 @@ def results_table(runs: Sequence[RunFacts]) -> Table:
         ['run', *(name for name, _ in columns)],
         [[facts.label, *(read(facts) for _, read in columns)] for facts in runs],
     )
+
+
+def _validated(facts: RunFacts, name: str) -> Curve:
+    return facts.log.val.get(name, Curve())
+
+
+def reconstruction_errors(runs: Sequence[RunFacts]) -> list[str]:
+    """Names as logged, one per mask ratio: the error over hidden cells of the pictures on the sheets."""
+    return sorted({name for facts in runs for name in facts.log.val if name.startswith(RECONSTRUCTION_ERROR)})
+
+
+def _error_title(name: str) -> str:
+    return f'error of the sheet, {name.removeprefix(RECONSTRUCTION_ERROR)} hidden'
 
 
 def _loss(facts: RunFacts) -> Curve:
@@ -173,6 +195,7 @@ def _steps_cell(facts: RunFacts) -> Cell:
 def state_of(facts: RunFacts) -> str:
     """'complete, 2 starts', 'at 250 of 1000 iterations', 'no checkpoint'; '-' when the schedule is not known.
 
+
     From the last checkpoint's name, epoch_N.pth or iter_N.pth.
     """
     if facts.checkpoint is None:
@@ -183,7 +206,7 @@ def state_of(facts: RunFacts) -> str:
     end, unit = facts.schedule
     reached = int(named[2])
     if (named[1] == 'epoch') != (unit == 'epochs'):
-        return facts.checkpoint.name
+        return f'at {named[1]} {reached}; {end} {unit} were asked for'
     resumed = f', {facts.log.num_attempts} starts' if facts.log.num_attempts > 1 else ''
     return ('complete' if reached >= end else f'at {reached} of {end} {unit}') + resumed
 
@@ -246,7 +269,7 @@ def difference_parts(runs: Sequence[RunFacts]) -> list[Part]:
     known = [facts for facts in runs if facts.config]
     if len(known) < 2:
         return []
-    found = config_differences([facts.config for facts in known])
+    found = config_differences([_settings(facts.config) for facts in known])
     if not found:
         return [Heading('Configs'), Text(['The configs are equal, apart from the work dir.'])]
     table = Table(['key', *(facts.label for facts in known)], [[each.key, *each.values] for each in found], words=True)
@@ -255,8 +278,13 @@ def difference_parts(runs: Sequence[RunFacts]) -> list[Part]:
     return [Heading('Where the configs differ'), shown]
 
 
+def _settings(config: Mapping) -> Mapping:
+    """The config as it was before the run was resumed: where it went on is no difference."""
+    return {**config, 'resume': False, 'load_from': None} if config.get('resume') else config
+
+
 def other_metrics(runs: Sequence[RunFacts]) -> Table | None:
-    """Every number of the last validations, a row per name, as it was logged; None when there was no validation."""
+    """Every number that no training step logged, a row per name, its last value; None when there is none."""
     names = dict.fromkeys(name for facts in runs for name in facts.log.val)
     if not names:
         return None
@@ -279,7 +307,7 @@ def smoothed_line(label: str, curve: Curve, style: int) -> Line:
 
 def loss_panel(runs: Sequence[RunFacts]) -> Panel | None:
     lines = [smoothed_line(facts.label, _loss(facts), style) for style, facts in enumerate(runs) if _loss(facts).steps]
-    reference = (1.0, 'a flat cell scores 1') if runs[0].task == 'pretraining' else None
+    reference = FLAT_CELL if runs[0].task == 'pretraining' else None
     return Panel('training loss', 'iterations', 'training loss', lines, reference) if lines else None
 
 
@@ -293,17 +321,24 @@ def learning_rate_panel(runs: Sequence[RunFacts]) -> Panel | None:
 
 
 def metric_panels(runs: Sequence[RunFacts]) -> list[Panel]:
-    """A panel per metric that a run measured more than once, and per unit in which its validations are counted."""
+    """A panel per metric, and per error of the sheets, that a run measured more than once, and per unit in which its
+    validations are counted.
+    """
+    wanted = [(metric, lambda facts, m=metric: metric_curve(facts, m), None) for metric in measured_metrics(runs)]
+    wanted += [
+        (_error_title(name), lambda facts, n=name: _validated(facts, n), FLAT_CELL)
+        for name in reconstruction_errors(runs)
+    ]
     panels = []
-    for metric in measured_metrics(runs):
+    for title, curve_of, reference in wanted:
         for unit in ('epochs', 'iterations'):
             lines = [
-                Line(facts.label, metric_curve(facts, metric), style=style)
+                Line(facts.label, curve_of(facts), style=style)
                 for style, facts in enumerate(runs)
-                if facts.log.val_unit == unit and metric_curve(facts, metric).steps
+                if facts.log.val_unit == unit and curve_of(facts).steps
             ]
             if any(len(line.curve.steps) > 1 for line in lines):
-                panels.append(Panel(metric, unit, metric, lines))
+                panels.append(Panel(title, unit, title, lines, reference))
     return panels
 
 
@@ -421,35 +456,166 @@ CLASS_NOTE = (
 )
 
 
+# ---- feature collapse, as it was measured during training
+
+
+def collapse_parts(runs: Sequence[RunFacts]) -> list[Part]:
+    """Table and curves of how alike the channels are; nothing when no run measured it."""
+    measured = [(style, facts) for style, facts in enumerate(runs) if facts.collapse]
+    if not measured:
+        return []
+    rows, panels = [], {}
+    for style, facts in measured:
+        last = max(facts.collapse)
+        for kind, layers in _by_kind(facts.collapse[last]).items():
+            distances = [layer['distance'] for layer in layers]
+            counts = [sum(layer.get(name) or 0 for layer in layers) for name in COLLAPSE_COUNTS]
+            rows.append(
+                [
+                    f'{facts.label}, {kind}',
+                    Cell(at_text(last, facts.collapse_unit), last),
+                    Cell(share_text(statistics.fmean(distances)), statistics.fmean(distances)),
+                    Cell(share_text(min(distances)), min(distances)),
+                    *(Cell(f'{count:,}', count) for count in counts),
+                ]
+            )
+            depths = [place / max(len(layers) - 1, 1) for place in range(len(layers))]
+            curve = Curve(tuple(depths), tuple(distances))
+            over_depth = panels.setdefault((kind, 'depth (first block 0, last 1)'), [])
+            over_depth.append(Line(facts.label, curve, style=style))
+            over_time = panels.setdefault((kind, facts.collapse_unit), [])
+            over_time.append(Line(facts.label, _mean_distances(facts, kind), style=style))
+    charts = [
+        Panel(f'distance of channels {kind}', x_label, 'cosine distance', lines)
+        for (kind, x_label), lines in panels.items()
+        if any(len(line.curve.steps) > 1 for line in lines)
+    ]
+    return [
+        Heading('Feature collapse'),
+        Table(COLLAPSE_HEADER, rows),
+        Text([COLLAPSE_NOTE]),
+        *([Charts(charts)] if charts else []),
+    ]
+
+
+COLLAPSE_HEADER = (
+    'run, layers', 'measured at', 'mean distance', 'least distance', 'dead', 'saturated', 'of channels'
+)  # fmt: skip
+COLLAPSE_COUNTS = ('num_dead', 'num_saturated', 'num_channels')
+COLLAPSE_NOTE = (
+    'Distance: the mean cosine distance over all pairs of channels of a layer, 0 when all say the same (collapse), 0.5 '
+    'when they have nothing in common; over the layers, mean and least. Dead: channels that stay at about zero; '
+    'saturated: channels that hardly vary over a picture; both summed over the layers.'
+)
+
+
+def _by_kind(layers: Mapping[str, Mapping]) -> dict[str, list[Mapping]]:
+    """What was measured of the layers, in their order: before GRN, after it, and all others together."""
+    found: dict[str, list[Mapping]] = {}
+    for name, layer in layers.items():
+        kind = next((kind for kind, ending in COLLAPSE_KINDS.items() if name.endswith(ending)), 'named layers')
+        found.setdefault(kind, []).append(layer)
+    return found
+
+
+def _mean_distances(facts: RunFacts, kind: str) -> Curve:
+    """The mean over the layers of a kind, at each measurement that has any."""
+    means = {
+        step: statistics.fmean(layer['distance'] for layer in layers)
+        for step, measured in facts.collapse.items()
+        if (layers := _by_kind(measured).get(kind))
+    }
+    return Curve(tuple(means), tuple(means.values()))
+
+
+# ---- where runs come from
+
+
+def origin_section(runs: Sequence[RunFacts]) -> Section:
+    """When and with which versions the runs were made, and commands that make them once more."""
+    rows, commands = [], []
+    for facts in runs:
+        config, checkpoint = stored_config_or_none(facts.folder), facts.checkpoint
+        known = facts.environment
+        rows.append(
+            [
+                facts.label,
+                config.name if config else NOT_RUN,
+                checkpoint.name if checkpoint else NOT_RUN,
+                facts.started or NOT_RUN,
+                *(known.get(name, NOT_RUN) for name in ORIGINS),
+                str(facts.folder),
+            ]
+        )
+        if config:
+            commands.append(_command_of(facts, config))
+    header = ['run', 'config', 'last checkpoint', 'started', *ORIGINS, 'folder']
+    parts: list[Part] = [Table(header, rows, words=True)]
+    if commands:
+        code = Code('\n'.join(commands))
+        parts += [
+            Text(['The stored configs hold all options. To train the runs once more:']),
+            Folded(f'{len(commands)} commands', [code]) if len(commands) > MANY_COMMANDS else code,
+        ]
+    return Section('How the runs were made', parts)
+
+
+ORIGINS = ('seed', 'python', 'torch', 'mmengine')  # of RunFacts.environment
+
+
+def _command_of(facts: RunFacts, config: Path) -> str:
+    """The training from the beginning: a run that was resumed has stored where it went on."""
+    processes = facts.environment.get('processes', 1)
+    words = ['python', 'tools/train.py', str(config)]
+    if processes > 1:
+        words = ['bash', 'tools/dist_train.sh', str(config), str(processes)]
+    from_start = ['--cfg-options', 'resume=False', 'load_from=None'] if facts.config.get('resume') else []
+    return shlex.join([*words, '--work-dir', f'{facts.folder}-again', *from_start])
+
+
+def stored_config_or_none(folder: Path) -> Path | None:
+    try:
+        return stored_config(folder)
+    except FileNotFoundError:
+        return None
+
+
 # ---- pictures of others
 
 
-def pictures_of(folder: Path, names: Sequence[str], label: str = '') -> list[Picture]:
-    """The pictures below these folders of a work dir."""
-    return [picture for name in names for picture in pictures_below(folder / name, label)]
+def pictures_of(folder: Path, names: Sequence[str], label: str = '') -> list[Part]:
+    """The pictures below these folders of a work dir: the last of each series, the earlier ones folded."""
+    parts: list[Part] = []
+    for series in (series for name in names for series in series_below(folder / name, label)):
+        parts.append(series[-1])
+        if len(series) > 1:
+            parts.append(Folded(f'Earlier: {len(series) - 1} of them', series[:-1]))
+    return parts
 
 
-def pictures_below(folder: Path, label: str = '') -> list[Picture]:
+def series_below(folder: Path, label: str = '') -> list[list[Picture]]:
     """The PNG files in a folder and below, each with the caption that a JSON file of the same stem gives.
 
-    Of a series (names that differ in their numbers alone) the first, the last and some between are shown.
+    Of a series (names that differ in their numbers alone) the first, the last and some between are taken.
     """
     series: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob('*.png'), key=lambda path: natural(str(path.relative_to(folder)))):
         series.setdefault(re.sub(r'\d+', '#', str(path.relative_to(folder))), []).append(path)
-    pictures = []
+    found = []
     for paths in series.values():
         count = len(paths)
         places = sorted({round(k * (count - 1) / (MOST_SHEETS - 1)) for k in range(MOST_SHEETS)}) if count > 1 else [0]
-        for place in places:
-            caption = caption_of(paths[place])
-            left_out = f' (one of {count})' if count > len(places) else ''
-            pictures.append(Picture(paths[place], (f'{label}: ' if label else '') + caption + left_out))
-    return pictures
+        left_out = f' (one of {count})' if count > len(places) else ''
+        names = [(f'{label}: ' if label else '') + caption_of(paths[place]) + left_out for place in places]
+        found.append([Picture(paths[place], name) for place, name in zip(places, names, strict=True)])
+    return found
 
 
 def caption_of(path: Path) -> str:
-    """'caption' or 'title' of the JSON file beside a picture, else its own name in words, with the 'command' if any."""
+    """'caption' or 'title' of the JSON file beside a picture, else its own name in words, with the 'command' if any.
+
+    A sheet that a training hook drew is named by its folder as well: 'reconstructions, epoch 6'.
+    """
     try:
         told = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -459,4 +625,6 @@ def caption_of(path: Path) -> str:
         told[name] if isinstance(told.get(name), str) else '' for name in ('caption', 'title', 'command')
     )
     name = re.sub(r'[_-]+', ' ', path.stem)
+    if re.fullmatch(r'(epoch|iter) \d+', name):
+        name = f'{path.parent.name}, {name}'
     return given or title or (f'{name} ({command})' if command else name)

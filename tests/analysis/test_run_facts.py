@@ -18,14 +18,17 @@ def test_a_run_that_was_resumed(tmp_path):
     assert facts.last_step == 100 and facts.schedule == (100, 'iterations')
     assert facts.checkpoint == tmp_path / 'iter_100.pth'
     assert facts.wall_seconds == 30 + 90
-    assert facts.environment == {'processes': 1, 'device': 'CPU'} and facts.images_per_step == 4
+    versions = {'python': '3.11.7', 'torch': '2.12.1+cu130', 'mmengine': '0.10.12', 'seed': '17'}
+    assert facts.environment == {'processes': 1, 'device': 'CPU', **versions} and facts.images_per_step == 4
+    assert facts.started == '2026/01/01 00:00:00'
 
 
 def test_processes_and_device_of_the_text_log(tmp_path):
     by_hand.pretraining_run(tmp_path)
     facts = read_facts('p', tmp_path)
     assert facts.task == 'pretraining' and facts.schedule == (4, 'epochs')
-    assert facts.environment == {'processes': 2, 'device': 'NVIDIA Test'} and facts.images_per_step == 8
+    assert (facts.environment['processes'], facts.environment['device']) == (2, 'NVIDIA Test')
+    assert facts.images_per_step == 8 and facts.collapse == {}
 
 
 def test_task_without_a_config_is_told_by_what_was_logged(tmp_path):
@@ -88,6 +91,33 @@ def test_garbage_is_no_reason_to_stop(tmp_path):
     assert read_facts('x', tmp_path).problems
 
 
+def test_collapse_that_was_measured_during_training(tmp_path):
+    by_hand.pretraining_run(tmp_path)
+    by_hand.pictures_during_training(tmp_path, {2: by_hand.measured_layers([0.4]), 10: by_hand.measured_layers([0.3])})
+    (tmp_path / 'collapse' / 'iter_7.json').write_text('{}')
+    (tmp_path / 'collapse' / 'collapse.json').write_text('{"command": "tools/analyze_collapse.py"}')
+    facts = read_facts('x', tmp_path)
+    assert list(facts.collapse) == [2, 10] and facts.collapse_unit == 'epochs' and facts.problems == ()
+    assert facts.collapse[10]['stages.0.0.gelu']['distance'] == 0.3
+    for path in (tmp_path / 'collapse').glob('epoch_*'):
+        path.rename(path.with_name(path.name.replace('epoch', 'iter')))
+    assert read_facts('x', tmp_path).collapse_unit == 'iterations'
+    for damage in ('{', '[]', '{"a": 1}', '{"a": {"distance": NaN, "num_channels": 1, "num_dead": 1}}', '{"a": {}}'):
+        (tmp_path / 'collapse' / 'iter_3.json').write_text(damage)
+        facts = read_facts('x', tmp_path)
+        assert facts.collapse == {} and len(facts.problems) == 1 and 'iter_3.json is not what the' in facts.problems[0]
+
+
+def test_nothing_of_a_run(tmp_path):
+    (tmp_path / 'a.txt').touch()
+    assert read_facts('x', tmp_path).is_nothing
+    (tmp_path / 'config.py').touch()
+    assert not read_facts('x', tmp_path).is_nothing
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'last_checkpoint').write_text('gone.pth')
+    assert not read_facts('x', tmp_path / 'run').is_nothing
+
+
 def test_tests_are_read_where_tools_leave_them(tmp_path):
     by_hand.detection_run(tmp_path)
     (tmp_path / 'test').mkdir()
@@ -106,6 +136,9 @@ def test_runs_below_a_folder_and_what_lies_inside_a_run(tmp_path):
     assert find_runs(tmp_path / 'runs' / 'logs') == [tmp_path / 'runs' / 'logs']
     with pytest.raises(FileNotFoundError, match='nowhere is no folder'):
         find_runs(tmp_path / 'nowhere')
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError, match='file is no folder'):
+        find_runs(tmp_path / 'file')
 
 
 def test_labels_are_as_short_as_they_can_be():

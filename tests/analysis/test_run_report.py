@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmcnx2.analysis.evaluation import Confusion, ModelCost
 from mmcnx2.analysis.figures import Matrix, Panel
-from mmcnx2.analysis.page import Cell, Charts, Folded, Heading, Picture, Table
+from mmcnx2.analysis.page import Cell, Charts, Code, Folded, Heading, Picture, Table
 from mmcnx2.analysis.run_facts import read_facts
 from mmcnx2.analysis.run_report import (
     Extras,
@@ -18,10 +18,12 @@ from mmcnx2.analysis.run_report import (
     class_tables,
     cost_table,
     duration,
-    pictures_below,
+    origin_section,
+    pictures_of,
     problems_notice,
     results_table,
     run_sections,
+    series_below,
     state_of,
 )
 
@@ -135,7 +137,7 @@ def test_diverged_and_missing_values(tmp_path):
     [
         ('iter_100.pth', 'complete'),
         ('iter_60.pth', 'at 60 of 100 iterations'),
-        ('epoch_2.pth', 'epoch_2.pth'),
+        ('epoch_2.pth', 'at epoch 2; 100 iterations were asked for'),
         ('mine.pth', '-'),
     ],
 )
@@ -180,13 +182,17 @@ def test_pictures_with_captions_and_the_ends_of_a_series(tmp_path):
         Image.new('RGB', (2, 2)).save(path)
     (tmp_path / 'epoch_10.json').write_text(json.dumps({'caption': 'the <last>', 'numbers': [1]}))
     (tmp_path / 'odd.json').write_text('[broken')
-    found = {picture.path.stem: picture.caption for picture in pictures_below(tmp_path, 'run')}
+    series = series_below(tmp_path, 'run')
+    assert [len(each) for each in series] == [1, 4, 1]
+    found = {picture.path.stem: picture.caption for each in series for picture in each}
     assert list(found) == ['er', 'epoch_1', 'epoch_3', 'epoch_4', 'epoch_10', 'odd']  # 4 of 6, in the order of numbers
+    last, earlier = pictures_of(tmp_path.parent, [tmp_path.name], 'run')[1:3]
+    assert last.path.stem == 'epoch_10' and [picture.path.stem for picture in earlier.parts] == list(found)[1:4]
     assert found['epoch_10'] == 'run: the <last> (one of 6)' and found['odd'] == 'run: odd'
     assert caption_of(tmp_path / 'deep' / 'er.png') == 'er'
     (tmp_path / 'odd.json').write_text(json.dumps({'command': 'python tools/x.py', 'caption': 7}))
     assert caption_of(tmp_path / 'odd.png') == 'odd (python tools/x.py)'
-    assert pictures_below(tmp_path / 'nowhere') == []
+    assert series_below(tmp_path / 'nowhere') == []
 
 
 def test_pictures_in_the_work_dir_are_shown(runs):
@@ -196,7 +202,74 @@ def test_pictures_in_the_work_dir_are_shown(runs):
         Image.new('RGB', (2, 2)).save(path)
     parts = run_sections(runs)[0].parts
     captions = [part.caption for part in parts if isinstance(part, Picture)]
-    assert captions == ['p: epoch 4', 'p: collapse', 'p: epoch 1']
+    assert captions == ['p: reconstructions, epoch 4', 'p: collapse', 'p: collapse, epoch 1']
+    assert Heading('Feature collapse') not in parts  # nothing was measured
+
+
+def test_what_the_hooks_of_pretraining_leave(runs, tmp_path):
+    measured = {2: by_hand.measured_layers([0.4, 0.3, 0.2]), 4: by_hand.measured_layers([0.3, 0.1, 0.2], num_dead=5)}
+    by_hand.pictures_during_training(runs[3].folder, measured)
+    by_hand.pretraining_run(tmp_path / 'q')  # measured nothing
+    by_hand.pretraining_run(tmp_path / 'r')
+    layers = by_hand.measured_layers([0.25])
+    by_hand.pictures_during_training(tmp_path / 'r', {3: {**layers, 'stages.1': layers['stages.0.0.gelu']}})
+    section = run_sections([read_facts(name, tmp_path / name) for name in 'qpr'])[0]
+    pictures = [part.path for part in section.parts if isinstance(part, Picture)]
+    assert [path.relative_to(tmp_path).as_posix() for path in pictures] == [
+        'p/reconstructions/epoch_4.png', 'r/reconstructions/epoch_3.png',
+    ]  # fmt: skip
+    folded = next(part for part in section.parts if isinstance(part, Folded) and part.title.startswith('Earlier'))
+    assert [picture.path.name for picture in folded.parts] == ['epoch_2.png']
+    results = by_name(section.parts[0])
+    assert results['p']['error of the sheet, 0.6 hidden'] == Cell('0.6', 0.6) and results['q']['last loss'].value
+    place = section.parts.index(Heading('Feature collapse'))
+    table = by_name(section.parts[place + 1])
+    assert list(table) == ['p, before GRN', 'p, after GRN', 'r, before GRN', 'r, after GRN', 'r, named layers']
+    row = table['p, before GRN']
+    assert row['measured at'] == Cell('epoch 4', 4) and row['mean distance'] == Cell('0.200', pytest.approx(0.2))
+    assert row['least distance'] == Cell('0.100', 0.1) and row['dead'] == Cell('15', 15)
+    assert row['saturated'] == Cell('4', 4) and row['of channels'] == Cell('480', 480)
+    charts = {(chart.title, chart.x_label): chart.lines for chart in section.parts[place + 3].charts}
+    assert len(charts) == 4  # a single layer or a single measurement of one run makes none
+    by_depth = charts['distance of channels before GRN', 'depth (first block 0, last 1)']
+    assert by_depth[0].curve.steps == (0, 0.5, 1) and by_depth[0].curve.values == (0.3, 0.1, 0.2)
+    assert [line.style for line in by_depth] == [1, 2]  # as in the curves of the loss
+    over_time = charts['distance of channels after GRN', 'epochs'][0].curve
+    assert over_time.steps == (2, 4) and over_time.values == pytest.approx((0.33, 0.22))
+    errors = panels_of(section)['error of the sheet, 0.6 hidden']
+    assert errors.lines[0].curve.steps == (2, 4) and errors.lines[0].curve.values == (0.8, 0.6)
+    assert errors.x_label == 'epochs' and errors.reference[0] == 1.0
+
+
+def test_where_runs_come_from(runs, tmp_path):
+    section = origin_section(runs)
+    table = by_name(section.parts[0])
+    p = table['p']
+    assert p['config'].text == 'fcmae_demo.py' and p['last checkpoint'].text == 'epoch_4.pth'
+    assert p['started'].text == '2026/01/01 00:00:00' and p['seed'].text == '17' and p['python'].text == '3.11.7'
+    assert p['torch'].text == '2.12.1+cu130' and p['folder'].text == str(tmp_path / 'p')
+    [code] = section.parts[2].parts
+    assert section.parts[2].title == '5 commands'
+    lines = code.text.splitlines()
+    a, p = tmp_path / 'a', tmp_path / 'p'
+    assert lines[2] == f'python tools/train.py {a}/mask-rcnn_demo.py --work-dir {a}-again'
+    assert lines[3] == f'bash tools/dist_train.sh {p}/fcmae_demo.py 2 --work-dir {p}-again'
+    config = a / 'mask-rcnn_demo.py'
+    config.write_text(f'{config.read_text()}resume = True\nload_from = "x.pth"\n')
+    [code] = origin_section([read_facts('a', a)]).parts[2:]
+    assert code == Code(f'{lines[2]} --cfg-options resume=False load_from=None')
+    (a / 'mask-rcnn_demo.py').unlink()
+    assert len(origin_section([read_facts('a', a)]).parts) == 1
+
+
+def test_where_a_run_was_resumed_is_no_difference(tmp_path):
+    for name in 'ab':
+        by_hand.detection_run(tmp_path / name)
+    for name, more in (('a', 'resume = True\nload_from = "x.pth"\n'), ('b', 'resume = False\nload_from = None\n')):
+        config = tmp_path / name / 'mask-rcnn_demo.py'
+        config.write_text(config.read_text() + more)
+    parts = run_sections([read_facts(name, tmp_path / name) for name in 'ab'])[0].parts
+    assert Heading('Configs') in parts and Heading('Where the configs differ') not in parts
 
 
 def test_confused_classes(runs):
