@@ -347,6 +347,12 @@ def test_a_run_that_cannot_be_loaded_does_not_cost_the_others(answers, report, t
     assert page.count('predicted class of every pixel.</figcaption>') == 1
 
 
+def test_a_validation_set_without_names_of_classes(tmp_path):
+    run = samples.TrainedRun('mmpretrain', None, SimpleNamespace(metainfo={}))
+    with pytest.raises(ValueError, match='its validation set does not name its classes'):
+        run.classes  # noqa: B018
+
+
 def test_runs_with_other_validation_pictures_have_sheets_of_their_own(answers, report, tmp_path):
     for name in ('a', 'b'):
         by_hand.detection_run(tmp_path / name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -283,6 +284,15 @@ def _paragraphs(paragraphs: Sequence[str]) -> str:
     return ''.join(f'<p>{escape(paragraph)}</p>' for paragraph in paragraphs)
 
 
+def _parts(parts: Sequence[Part], is_drawn: bool) -> str:
+    """The parts in order; pictures that follow each other stand side by side where there is room."""
+    text = ''
+    for are_pictures, group in itertools.groupby(parts, lambda part: isinstance(part, Picture)):
+        inside = ''.join(_part(part, is_drawn) for part in group)
+        text += f'<div class="pictures">{inside}</div>' if are_pictures else inside
+    return text
+
+
 def _part(part: Part, is_drawn: bool) -> str:
     if isinstance(part, Table):
         return _table(part)
@@ -297,8 +307,7 @@ def _part(part: Part, is_drawn: bool) -> str:
     if isinstance(part, Notice):
         return f'<div class="notice" role="note">{_paragraphs(part.paragraphs)}</div>'
     if isinstance(part, Folded):
-        inside = ''.join(_part(each, is_drawn) for each in part.parts)
-        return f'<details><summary>{escape(part.title)}</summary>{inside}</details>'
+        return f'<details><summary>{escape(part.title)}</summary>{_parts(part.parts, is_drawn)}</details>'
     return _paragraphs(part.paragraphs)
 
 
@@ -334,7 +343,7 @@ def build_page(title: str, sections: Sequence[Section], footer: str = '', plotly
     )
     body = ''.join(
         f'<section id="{name}"><h2>{escape(section.title)}</h2>'
-        f'{"".join(_part(part, is_drawn) for part in section.parts)}</section>\n'
+        f'{_parts(section.parts, is_drawn)}</section>\n'
         for name, section in zip(names, sections, strict=True)
     )
     packed = f'<script type="text/plain" id="plotly">{plotly.packed}</script>\n' if is_drawn else ''

@@ -481,13 +481,13 @@ def collapse_parts(runs: Sequence[RunFacts]) -> list[Part]:
             )
             depths = [place / max(len(layers) - 1, 1) for place in range(len(layers))]
             curve = Curve(tuple(depths), tuple(distances))
-            over_depth = panels.setdefault((kind, 'depth (first block 0, last 1)'), [])
+            over_depth = panels.setdefault((f'distance {kind} by depth', 'depth (first block 0, last 1)'), [])
             over_depth.append(Line(facts.label, curve, style=style))
-            over_time = panels.setdefault((kind, facts.collapse_unit), [])
+            over_time = panels.setdefault((f'mean distance {kind}', facts.collapse_unit), [])
             over_time.append(Line(facts.label, _mean_distances(facts, kind), style=style))
     charts = [
-        Panel(f'distance of channels {kind}', x_label, 'cosine distance', lines)
-        for (kind, x_label), lines in panels.items()
+        Panel(title, x_label, 'cosine distance', lines)
+        for (title, x_label), lines in panels.items()
         if any(len(line.curve.steps) > 1 for line in lines)
     ]
     return [

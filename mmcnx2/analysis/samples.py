@@ -50,7 +50,10 @@ class TrainedRun:
 
     @property
     def classes(self) -> list[str]:
-        return list(self.dataset.metainfo['classes'])
+        names = self.dataset.metainfo.get('classes')
+        if not names:
+            raise ValueError('its validation set does not name its classes (metainfo of the dataset)')
+        return list(names)
 
     @torch.no_grad()
     def predict(self, index: int) -> object:

@@ -197,3 +197,13 @@ def test_packed_plotly_is_plotly():
     script = gzip.decompress(base64.b64decode(plotly.packed)).decode()
     assert 'plotly.js v' in script[:200] and plotly.digest == script_digest(script)
     assert len(plotly.packed) < 2.5e6
+
+
+def test_pictures_that_follow_each_other_stand_side_by_side(tmp_path):
+    for name in 'abc':
+        Image.new('RGB', (2, 2)).save(tmp_path / f'{name}.png')
+    a, b, c = (Picture(tmp_path / f'{name}.png', name) for name in 'abc')
+    page = build_page('t', [Section('s', [Text(['x']), a, b, Folded('more', [c])])])
+    shape = re.sub(r'<figure.*?<figcaption>(.)</figcaption></figure>', r'\1', page[page.index('<main>') :])
+    assert '<p>x</p><div class="pictures">ab</div><details>' in shape
+    assert '</summary><div class="pictures">c</div></details>' in shape

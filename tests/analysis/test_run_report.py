@@ -231,10 +231,10 @@ def test_what_the_hooks_of_pretraining_leave(runs, tmp_path):
     assert row['saturated'] == Cell('4', 4) and row['of channels'] == Cell('480', 480)
     charts = {(chart.title, chart.x_label): chart.lines for chart in section.parts[place + 3].charts}
     assert len(charts) == 4  # a single layer or a single measurement of one run makes none
-    by_depth = charts['distance of channels before GRN', 'depth (first block 0, last 1)']
+    by_depth = charts['distance before GRN by depth', 'depth (first block 0, last 1)']
     assert by_depth[0].curve.steps == (0, 0.5, 1) and by_depth[0].curve.values == (0.3, 0.1, 0.2)
     assert [line.style for line in by_depth] == [1, 2]  # as in the curves of the loss
-    over_time = charts['distance of channels after GRN', 'epochs'][0].curve
+    over_time = charts['mean distance after GRN', 'epochs'][0].curve
     assert over_time.steps == (2, 4) and over_time.values == pytest.approx((0.33, 0.22))
     errors = panels_of(section)['error of the sheet, 0.6 hidden']
     assert errors.lines[0].curve.steps == (2, 4) and errors.lines[0].curve.values == (0.8, 0.6)
