@@ -61,7 +61,7 @@ def page(browser, tmp_path_factory) -> Path:
         read_facts({'scratch': EVIL}.get(name, name), folder / name)
         for name in ('scratch', 'fcmae', 'empty', 'seed0', 'seed1', 'seed2', 'seg', 'other', 'pre', 'cls')
     ]
-    boxes = Confusion(['circle', 'a <class>', 'none'], [[6, 2, 2], [0, 9, 1], [0, 4, 0]], 'objects', 20)
+    boxes = Confusion(['circle', 'a <b>class</b>', 'none'], [[6, 2, 2], [0, 9, 1], [0, 4, 0]], 'objects', 20)
     counts = np.random.default_rng(1).integers(0, 1000, (150, 150)).tolist()
     pixels = Confusion([f'class of things {i}' for i in range(150)], counts, 'pixels', 9)
     extras = Extras(
@@ -132,7 +132,7 @@ def test_charts_show_the_numbers_of_the_logs(browser, page):
     matrices = [chart for chart in drawn if chart['kind'] == 'matrix']
     assert [chart['images'] for chart in matrices] == [1, 1, 1]
     assert matrices[0]['traces'][0]['z'] == [[0.6, 0.2, 0.2], [0, 0.9, 0.1], [0, 1, 0]]
-    assert matrices[0]['title'] == EVIL and 'a <class>' in matrices[0]['texts'] and '60' in matrices[0]['texts']
+    assert matrices[0]['title'] == EVIL and 'a <b>class</b>' in matrices[0]['texts'] and '60' in matrices[0]['texts']
     assert browser.evaluate('[...document.querySelectorAll(".plot")].every((p) => !p.querySelector("b, a"))')
 
 
@@ -185,6 +185,16 @@ def test_tables_sort_both_ways_by_the_numbers_behind_their_texts(browser, page):
     assert browser.evaluate(f'{TABLE}.querySelectorAll("[aria-sort]").length') == 1
     browser.evaluate(f'{header("run")}.click()')
     assert column(browser, 'run') == ['empty', 'fcmae', EVIL, 'seed0', 'seed1', 'seed2']
+
+
+def test_times_sort_by_their_length_and_not_by_their_text(browser, page):
+    look_at(browser, page, charts='[]')
+    browser.evaluate(
+        '[...document.querySelectorAll("#cost thead button")].find((each) => each.textContent === "in all").click()'
+    )
+    shown = browser.evaluate('[...document.querySelectorAll("#cost tbody tr")].map((row) => row.cells[3].textContent)')
+    times = [text for text in shown if text != '-']
+    assert times[0] == '1 min 00 s' and times[-3:] == ['2 min 00 s', '2 min 00 s', '1 h 06 min'], shown
 
 
 def test_tables_sort_by_keyboard(browser, page):
