@@ -174,12 +174,15 @@ def test_all_that_lies_among_work_dirs(report, tmp_path):
     (tmp_path / 'w' / 'notes' / 'a.txt').touch()
     (tmp_path / 'w' / 'maps').mkdir()
     Image.new('RGB', (3, 3)).save(tmp_path / 'w' / 'maps' / 'maps_v2.png')
+    (tmp_path / 'w' / 'run' / 'reconstruction').mkdir()
+    Image.new('RGB', (3, 3)).save(tmp_path / 'w' / 'run' / 'reconstruction' / 'sheet.png')
     (tmp_path / 'w' / 'queue.log').touch()
     (tmp_path / 'w' / 'again').symlink_to(tmp_path / 'w' / 'run')
     code, page, out, err = report(*(f'w/{name}' for name in os.listdir('w') if name != 'again'), 'w/again', '--no-cost')
     assert code == 0 and '3 runs' in out
     assert 'warning: w/queue.log is a file, no work dir; it was left out' in err
     assert 'warning: w/notes holds no config, no log, no checkpoint and no picture; it was left out' in err
+    assert 'w/maps' not in err and page.count('sheet</figcaption>') == 1
     assert 'begun: no */vis_data/scalars.json in w/begun: nothing was trained there' in err
     tables = Tables(page)
     assert set(tables.rows('detection')) == {'w/run', 'begun'}

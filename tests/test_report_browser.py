@@ -54,6 +54,8 @@ def page(browser, tmp_path_factory) -> Path:
     by_hand.pretraining_run(folder / 'pre')
     by_hand.classification_run(folder / 'cls')
     by_hand.write_config(folder / 'empty')
+    layers = by_hand.measured_layers([0.4, 0.2, 0.3])
+    by_hand.pictures_during_training(folder / 'pre', {2: layers, 4: layers})
     (folder / 'pre' / 'reconstruction').mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (300, 774, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / 'pre' / 'reconstruction' / 'epoch_4.png')
@@ -134,6 +136,9 @@ def test_charts_show_the_numbers_of_the_logs(browser, page):
     assert matrices[0]['traces'][0]['z'] == [[0.6, 0.2, 0.2], [0, 0.9, 0.1], [0, 1, 0]]
     assert matrices[0]['title'] == EVIL and 'a <b>class</b>' in matrices[0]['texts'] and '60' in matrices[0]['texts']
     assert browser.evaluate('[...document.querySelectorAll(".plot")].every((p) => !p.querySelector("b, a"))')
+    by_depth = next(chart for chart in drawn if chart['title'] == 'distance before GRN by depth')
+    assert by_depth['traces'][0]['x'] == [0, 0.5, 1] and by_depth['traces'][0]['y'] == [0.4, 0.2, 0.3]
+    assert {'0.5', '0.6'} & set(by_depth['texts'])  # a depth has ticks between 0 and 1
 
 
 def test_folded_charts_are_drawn_when_they_are_opened(browser, page):
