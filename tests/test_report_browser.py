@@ -152,7 +152,7 @@ def test_folded_charts_are_drawn_when_they_are_opened(browser, page):
 
 
 def test_plotly_is_not_unpacked_before_a_chart_comes_near(browser, tmp_path):
-    panel = Panel('p', 'x', 'y', [Line('a', Curve((1, 2), (1.0, 2.0)))])
+    panel = Panel('p', 'x', 'y', [Line('a', Curve((1, 2), (1.0, 2.0)))], from_zero=True)
     sections = [Section('long', [Text(['words'] * 200)]), Section('charts', [Charts([panel])])]
     path = write_page(build_page('t', sections, plotly=packed_plotly()), tmp_path / 'long.html')
     browser.set_screen(*DESKTOP, dark=False)
@@ -161,6 +161,9 @@ def test_plotly_is_not_unpacked_before_a_chart_comes_near(browser, tmp_path):
     browser.evaluate('document.querySelector(".chart").scrollIntoView()')
     browser.wait_for('document.querySelector(".chart").dataset.drawn')
     assert browser.evaluate('typeof window.Plotly') == 'object'
+    axes = browser.evaluate('(({xaxis, yaxis}) => [xaxis.range[0], yaxis.range[0]])'
+                            '(document.querySelector(".plot")._fullLayout)')  # fmt: skip
+    assert axes == [0, 0]
 
 
 TABLE = '[...document.querySelectorAll("#detection table")][0]'

@@ -138,9 +138,11 @@
     }
     const steps = data.lines.flatMap((line) => line.x);
     const isCounted = steps.every(Number.isInteger);  // epochs, iterations; a depth is not
-    const xAxis = axis(data.x_label, isCounted && Math.max(...steps) - Math.min(...steps) <= 10 ? {dtick: 1} : {});
+    const rangemode = data.from_zero ? 'tozero' : 'normal';
+    const ticks = isCounted && Math.max(...steps) - Math.min(...steps) <= 10 ? {dtick: 1} : {};
+    const xAxis = axis(data.x_label, {rangemode, ...ticks});
     const yLabel = data.y_label === data.title ? '' : data.y_label;  // the title is right above it
-    const layout = layoutOf(xAxis, axis(yLabel, {type: chart.log ? 'log' : 'linear', tickformat: '~g'}), {
+    const layout = layoutOf(xAxis, axis(yLabel, {rangemode, type: chart.log ? 'log' : 'linear', tickformat: '~g'}), {
       hovermode: 'x unified',
     });
     if (data.reference) {

@@ -226,6 +226,7 @@ def _chart_data(chart: Panel | Matrix) -> dict:
         'kind': 'lines',
         **common,
         'lines': [_line_data(line, place) for place, line in enumerate(chart.lines)],
+        'from_zero': chart.from_zero,
         'reference': {'value': chart.reference[0], 'text': chart.reference[1]} if chart.reference else None,
     }
 
