@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: tests start processes of their own
 
 import pytest
+from demo_runs import run_quick
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
@@ -58,6 +59,13 @@ def call(monkeypatch, capsys, forget_runs):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope='session')
+def quick_demo(tmp_path_factory):
+    """One whole quick run of the demo, a minute long: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp('demo')
+    return folder, run_quick(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -226,3 +226,30 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
     assert found.stdout.strip() == 'make test', found.stderr
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
     assert {'env', 'demo', 'test', 'lint', 'clean', 'lock', 'which-python', 'help'} <= targets
+
+
+@pytest.mark.parametrize(
+    ('has_browser', 'apt', 'noted', 'calls'),
+    [
+        (False, 'exit 100', True, ['apt-get update', 'make env']),  # no network
+        (False, '[ "$last" = update ]', True, ['apt-get update', 'apt-get chromium', 'make env']),
+        (False, 'true', False, ['apt-get update', 'apt-get chromium', 'make env']),
+        (True, 'exit 100', False, ['make env']),
+    ],
+    ids=['no network', 'no such package', 'installed', 'there already'],
+)
+def test_continuous_integration_goes_on_without_a_browser(tmp_path, has_browser, apt, noted, calls):
+    tools = tmp_path / 'bin'
+    tools.mkdir()
+    for name in ('bash', 'env', 'dirname', 'awk', 'timeout'):
+        (tools / name).symlink_to(shutil.which(name))
+    note = 'for last; do :; done; echo "${0##*/} $last" >> "$CALLS"'
+    scripts = {'apt-get': f'{note}\n{apt}', 'make': f'{note}\nexit 3', 'id': 'echo 0', 'sudo': 'exit 1'}
+    for name, script in {**scripts, **({'chromium': 'true'} if has_browser else {})}.items():
+        (tools / name).write_text(f'#!{tools}/bash\n{script}\n')
+        (tools / name).chmod(0o755)
+    environ = {'PATH': str(tools), 'HOME': str(tmp_path), 'CALLS': str(tmp_path / 'calls')}
+    done = subprocess.run([tools / 'bash', ROOT / '.ci' / 'run'], env=environ, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr  # of make: nothing before it has ended the script
+    assert (tmp_path / 'calls').read_text().splitlines() == calls
+    assert ('the tests of reports in a browser are skipped' in done.stderr) == noted

@@ -22,8 +22,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an installed copy is on the path already
     sys.path.insert(0, str(ROOT))
 
-from mmcnx2.analysis import demo_report
+from mmcnx2.analysis import demo_report, evaluation
 from mmcnx2.analysis.comparison import verdict
 from mmcnx2.analysis.metrics import logged_metrics, tested_metrics
 from mmcnx2.analysis.provenance import machine, versions
+from mmcnx2.analysis.run_facts import RunFacts, read_facts
 from mmcnx2.analysis.run_log import last_checkpoint, read_run, stored_config
+from mmcnx2.analysis.run_report import Extras
 from mmcnx2.engine.run_commands import moved_data_options, resolved, test_command, tool, train_command
 from mmcnx2.engine.stages import (
     Marker,
@@ -266,76 +267,67 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
 
 
-@contextmanager
-def quietly(log_path: Path) -> Iterator[None]:
-    """What the libraries print goes into a file."""
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open('w', encoding='utf-8') as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+def finished_runs(demo: StageRun, args: argparse.Namespace) -> list[RunFacts]:
+    """What the complete trainings left, in the order of the stages."""
+    names = {'pretrain': 'pretraining'}
+    for task in TASK_METRICS:
+        for seed in range(args.seeds):
+            for row, label in ROWS.items():
+                names[stage_name(task, row, seed)] = label + (f', seed {seed}' if seed else '')
+    return [
+        read_facts(label, args.work_dir / name)
+        for name, label in names.items()
+        if name in demo.stages and demo.complete_marker(demo.stages[name])
+    ]
 
 
-def draw_pictures(demo: StageRun, args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Draw what the complete stages allow; (file, caption) of each picture."""
-    finished = {name for name, stage in demo.stages.items() if demo.complete_marker(stage)}
-    folders = {
-        task: {
-            ROWS[row] + (f', seed {seed}' if seed else ''): args.work_dir / stage_name(task, row, seed)
-            for seed in range(args.seeds)
-            for row in ROWS
-            if stage_name(task, row, seed) in finished
-        }
-        for task in TASK_METRICS
-    }
-    curves = {
-        'FCMAE pretraining': {'pretraining': args.work_dir / 'pretrain'} if 'pretrain' in finished else {},
-        'Mask R-CNN': folders['detect'],
-        'UPerNet': folders['segment'],
-    }
-    pictures = []
-    if any(curves.values()):
-        path = args.work_dir / 'loss_curves.png'
-        pictures.append(
-            (path, demo_report.draw_loss_curves({task: runs for task, runs in curves.items() if runs}, path))
-        )
-    if 'pretrain' in finished:
-        path = args.work_dir / 'reconstruction.png'
-        pretrain = demo.stages['pretrain'].work_dir
-        command = [
-            sys.executable,
-            tool('visualize_reconstruction.py'),
-            str(stored_config(pretrain)),
-            str(last_checkpoint(pretrain)),
-            str(args.data / 'coco' / 'val'),
-            '--num',
-            '8',
-            '--out',
-            str(path),
-        ]
-        tell(f'  $ {shown(command)}')
-        if stream(command, demo.log_path('reconstruction'), -1, append=False).code:
-            raise StageError(
-                f'the reconstruction sheet could not be drawn; its output: {demo.log_path("reconstruction")}'
-            )
-        pictures.append(
-            (path, 'Validation pictures, which pretraining has not seen: input, what the encoder saw, reconstruction.')
-        )
-    for task, kind in (('detect', 'detection'), ('segment', 'segmentation')):
-        first_seed = {label: folder for label, folder in folders[task].items() if 'seed' not in label}
+def draw_reconstruction(demo: StageRun, args: argparse.Namespace) -> tuple[Path, str]:
+    """The sheet of the pretraining and its caption."""
+    path = args.work_dir / 'reconstruction.png'
+    pretrain = demo.stages['pretrain'].work_dir
+    command = [
+        sys.executable,
+        tool('visualize_reconstruction.py'),
+        str(stored_config(pretrain)),
+        str(last_checkpoint(pretrain)),
+        str(args.data / 'coco' / 'val'),
+        '--num',
+        '8',
+        '--out',
+        str(path),
+    ]
+    tell(f'  $ {shown(command)}')
+    if stream(command, demo.log_path('reconstruction'), -1, append=False).code:
+        raise StageError(f'the reconstruction sheet could not be drawn; its output: {demo.log_path("reconstruction")}')
+    return path, 'Validation pictures, which pretraining has not seen: input, what the encoder saw, reconstruction.'
+
+
+def look_closer(demo: StageRun, runs: list[RunFacts], args: argparse.Namespace) -> Extras:
+    """What takes a model: reconstructions, drawn predictions, confused classes, the cost of the models."""
+    samples: dict[str, list[tuple[Path, str]]] = {}
+    if any(facts.task == 'pretraining' for facts in runs):
+        samples['pretraining'] = [draw_reconstruction(demo, args)]
+    for task in ('detection', 'segmentation'):
+        first_seed = [facts for facts in runs if facts.task == task and 'seed' not in facts.label]
         if first_seed:
-            path = args.work_dir / f'{kind}s.png'
-            with quietly(demo.log_path(f'{kind}s')):
-                caption = demo_report.draw_samples(kind, first_seed, path, num_pictures=4)
-            pictures.append((path, caption))
-    return pictures
+            path = args.work_dir / f'{task}s.png'
+            samples[task] = [(path, evaluation.draw_samples(task, first_seed, path, num_pictures=4))]
+    labelled = [facts for facts in runs if facts.task in evaluation.COUNTERS]
+    return Extras(
+        costs={facts.folder: evaluation.cost_of(facts) for facts in runs},
+        confusions={facts.folder: evaluation.confusion_of(facts) for facts in labelled},
+        samples=samples,
+    )
 
 
 def report(demo: StageRun, args: argparse.Namespace) -> None:
     """Write and print the results; drawn again only when the stages or the report's code changed."""
     markers = {name: marker for name, stage in demo.stages.items() if (marker := demo.complete_marker(stage))}
+    analysis = Path(demo_report.__file__).parent
     own_code = [
         ROOT / 'tools' / 'run_demo.py',
         ROOT / 'tools' / 'visualize_reconstruction.py',
-        *sorted(Path(demo_report.__file__).parent.glob('*.py')),
+        *sorted(path for kind in ('py', 'css', 'js') for path in analysis.glob(f'*.{kind}')),
     ]
     key = sha256(
         json.dumps(
@@ -357,7 +349,8 @@ def report(demo: StageRun, args: argparse.Namespace) -> None:
         results = collect_results(demo, args)
         demo_report.write_results(results, args.work_dir)
         try:
-            demo_report.write_demo_page(results, draw_pictures(demo, args), files[2])
+            runs = finished_runs(demo, args)
+            demo_report.write_demo_page(results, runs, look_closer(demo, runs, args), files[2])
         except BaseException:
             tell(f'\n{demo_report.result_text(results)}\n')  # the figures stand, whatever happened to the pictures
             raise

@@ -1,8 +1,8 @@
-"""The demo's results as files: results.json and .md, curves, sheets of samples, and the page that holds them all.
+"""The demo's results as files: results.json and .md, and the page that holds everything.
 
-Everything is drawn from the finished results and the work dirs of the stages; nothing is trained or measured here.
-Touch it for what the demo shows. The order of the stages and their commands are in tools/run_demo.py. Guarded by
-tests/test_demo.py.
+All of it comes from the finished results and the work dirs of the stages; nothing is trained here. The page is that of
+any report on runs (run_report.py) with the demo's own table, verdict and commands around it. Touch it for what the demo
+shows. The order of the stages and their commands are in tools/run_demo.py. Guarded by tests/test_demo.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from pathlib import Path
 from mmcnx2.atomic_write import write_atomically
 
 from .comparison import Row, markdown_table, plain_table, table_cells
-from .figures import Line, Panel, draw_curves, draw_sheet
-from .metrics import METRICS as LOGGED_AS
-from .page import Code, Picture, Section, Table, Text, build_page, write_page
+from .page import Code, Section, Table, Text, build_page, write_page
+from .plotly_script import packed_plotly
 from .provenance import provenance
-from .run_log import Curve, RunLog, mean_smoothed, read_run
+from .run_facts import RunFacts
+from .run_report import Extras, problems_notice, run_sections
 
 METRICS = ('box AP', 'mask AP', 'mIoU')
-SCORE_THRESHOLD = 0.5
 
 
 def rows_of(results: Mapping) -> list[Row]:
@@ -67,81 +66,24 @@ def write_results(results: Mapping, work_dir: Path) -> None:
         write_atomically(work_dir / name, text + '\n')
 
 
-def _loss_line(label: str, log: RunLog) -> Line:
-    curve = log.train.get('loss', Curve((), ()))
-    window = max(1, len(curve.values) // 20)
-    return Line(label, curve, mean_smoothed(curve.values, window) if window > 1 else None)
-
-
-def curve_panels(work_dirs: Mapping[str, Mapping[str, Path]]) -> list[Panel]:
-    """A panel of training loss per task, one per metric measured more than once. `work_dirs[task][line label]`."""
-    panels = []
-    for task, folders in work_dirs.items():
-        logs = {label: read_run(folder) for label, folder in folders.items()}
-        reference = (1.0, 'a flat cell scores 1') if task == 'FCMAE pretraining' else None
-        panels.append(
-            Panel(
-                f'{task}: loss',
-                'training steps',
-                'loss (no unit)',
-                [_loss_line(label, log) for label, log in logs.items()],
-                reference,
-            )
-        )
-        for metric in METRICS:
-            key, divisor = LOGGED_AS[metric]
-            curves = {
-                label: log.val[key] for label, log in logs.items() if len(log.val.get(key, Curve((), ())).steps) > 1
-            }
-            if curves:
-                panels.append(
-                    Panel(
-                        f'{task}: {metric}',
-                        'validation after ... epochs or steps',
-                        metric,
-                        [
-                            Line(label, Curve(curve.steps, tuple(value / divisor for value in curve.values)))
-                            for label, curve in curves.items()
-                        ],
-                    )
-                )
-    return panels
-
-
-def draw_samples(kind: str, work_dirs: Mapping[str, Path], path: Path, num_pictures: int) -> str:
-    """Sheet of validation pictures, truth above the runs; answers its caption. `kind`: detection or segmentation."""
-    from . import samples  # imports the OpenMMLab libraries, seconds that nothing else here needs
-
-    runs = [(label, samples.TrainedRun.load(folder)) for label, folder in work_dirs.items()]
-    if kind == 'detection':
-        caption = f'Validation pictures: truth, and detections that score {SCORE_THRESHOLD} or more.'
-        rows = samples.detection_rows(runs, num_pictures, SCORE_THRESHOLD)
-    else:
-        caption = 'Validation pictures: truth, and the predicted class of every pixel. Background stays grey.'
-        rows = samples.segmentation_rows(runs, num_pictures)
-    draw_sheet(rows, path, caption, legend=samples.class_legend(runs[0][1]))
-    return caption
-
-
-def draw_loss_curves(work_dirs: Mapping[str, Mapping[str, Path]], path: Path) -> str:
-    draw_curves(curve_panels(work_dirs), path)
-    return 'Training losses: single log entries pale, their running mean strong.'
-
-
-def write_demo_page(results: Mapping, pictures: Sequence[tuple[Path, str]], path: Path) -> Path:
-    """The page: table, words, pictures (path, caption), times, commands."""
+def write_demo_page(results: Mapping, runs: Sequence[RunFacts], extras: Extras, path: Path) -> Path:
+    """The page: table and words, the runs as in any report, wall times, commands."""
     header, cells = table_cells(rows_of(results), list(METRICS))
+    stages, times = stage_cells(results)
     commands = '\n\n'.join(stage['command'] for stage in results['stages'])
+    problems = [problem for facts in runs for problem in facts.problems]
     return write_page(
         build_page(
             results['title'],
             [
                 Section('Result', [Table(header, cells), Text([*results['verdict'], results['seconds_note']])]),
-                Section('Pictures', [Picture(picture, caption) for picture, caption in pictures]),
-                Section('Wall time', [Table(*stage_cells(results))]),
+                *problems_notice(problems),
+                *run_sections(runs, extras),
+                Section('Wall time', [Table(stages, times[:-1], foot=times[-1:])]),
                 Section('Commands', [Text([f'Everything: {results["command"]}. Its stages:']), Code(commands)]),
             ],
             footer=provenance(results),
+            plotly=packed_plotly(),
         ),
         path,
     )

@@ -6,6 +6,8 @@ Okabe and Ito, which stay apart for colour-blind eyes, and lines differ in their
 of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and by looking at them.
 """
 
+import colorsys
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from mmcnx2.atomic_write import open_atomically
 
 from .run_log import Curve
 
-DPI = 180
+DPI, SMALL_DPI = 180, 140
 PAGE_WIDTH = 4.3  # inches: shown 360 px wide on a phone, 9 pt come out about 10 px high
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 DASHES = ('-', '--', '-.', ':')
@@ -29,11 +31,15 @@ DASHES = ('-', '--', '-.', ':')
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel. `smooth` is drawn strongly over the pale `curve`; without it the curve itself is strong."""
+    """One line of a panel. `smooth` is drawn strongly over the pale `curve`; without it the curve itself is strong.
+
+    `style` counts through colours and dashes, so that a run looks the same in every panel; None: the line's place.
+    """
 
     label: str
     curve: Curve
     smooth: Sequence[float] | None = None
+    style: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,22 @@ class Panel:
     lines: Sequence[Line]
     reference: tuple[float, str] | None = None
     from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts as shades: `values[i][j]` of row i and column j; a row's shade is its share of the row's sum."""
+
+    title: str
+    x_label: str
+    y_label: str
+    row_names: Sequence[str]
+    column_names: Sequence[str]
+    values: Sequence[Sequence[float]]
+
+    def shares(self) -> list[list[float | None]]:
+        """Per row: each value by the sum of the row; None in a row without any."""
+        return [[value / sum(row) if sum(row) else None for value in row] for row in self.values]
 
 
 @dataclass(frozen=True)
@@ -66,14 +88,42 @@ def save_png(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
+def small_png(figure: Figure) -> bytes:
+    """The figure as a PNG of few bytes: 600 px wide, 32 colours, which plots do not miss."""
+    figure.set_dpi(SMALL_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    file = io.BytesIO()
+    image.quantize(32, dither=Image.Dither.NONE).save(file, 'PNG')
+    return file.getvalue()
+
+
+def line_style(line: Line, place: int) -> tuple[str, str]:
+    """(colour, dash) of a line that stands at `place` in its panel."""
+    style = place if line.style is None else line.style
+    return COLOURS[style % len(COLOURS)], DASHES[style % len(DASHES)]
+
+
+def _literal(text: str, longest: int = 50) -> str:
+    """The text as it is, cut when long: matplotlib reads formulas between dollars and hides what begins with _."""
+    text = text if len(text) <= longest else f'{text[: longest - 1]}…'
+    return ('' if not text.startswith('_') else ' ') + text.replace('$', r'\$')
+
+
+def _name_axes(axes: Axes, chart: Panel | Matrix) -> None:
+    axes.set_title(_literal(chart.title), fontsize=11, loc='left', fontweight='bold')
+    axes.set_xlabel(_literal(chart.x_label))
+    axes.set_ylabel(_literal(chart.y_label, 30))
+
+
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
+    _name_axes(axes, panel)
     if not any(line.curve.steps for line in panel.lines):
         axes.text(0.5, 0.5, 'nothing logged', ha='center', va='center', transform=axes.transAxes, color='0.4')
     for index, line in enumerate(panel.lines):
-        style = {'color': COLOURS[index % len(COLOURS)], 'linestyle': DASHES[index % len(DASHES)]}
+        colour, dash = line_style(line, index)
+        style = {'color': colour, 'linestyle': dash}
         marker = 'o' if len(line.curve.steps) < 15 else None
         if line.smooth is not None:
             axes.plot(line.curve.steps, line.curve.values, color=style['color'], linewidth=0.8, alpha=0.3)
@@ -83,12 +133,12 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             linewidth=1.8,
             marker=marker,
             markersize=4,
-            label=line.label,
+            label=_literal(line.label),
             **style,
         )
     if panel.reference is not None:
         value, meaning = panel.reference
-        axes.axhline(value, color='0.35', linewidth=1, linestyle=(0, (1, 2)), label=meaning)
+        axes.axhline(value, color='0.35', linewidth=1, linestyle=(0, (1, 2)), label=_literal(meaning))
     if panel.from_zero:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -98,14 +148,50 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.legend(fontsize=9, frameon=False)
 
 
-def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:
+def curves_figure(panels: Sequence[Panel]) -> Figure:
     """Panels below each other, one per quantity."""
     if not panels:
-        raise ValueError('draw_curves needs at least one panel')
+        raise ValueError('a figure of curves needs at least one panel')
     figure = Figure(figsize=(PAGE_WIDTH, 2.6 * len(panels)), layout='constrained')
     for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
         _draw_panel(axes, panel)
-    return save_png(figure, path)
+    return figure
+
+
+def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:
+    """The figure of the panels as a PNG file."""
+    return save_png(curves_figure(panels), path)
+
+
+def matrix_figure(matrix: Matrix) -> Figure:
+    """The matrix in shades of blue; shares in per cent are written into the cells when there are few."""
+    shares = np.array(matrix.shares(), dtype=float)
+    side = PAGE_WIDTH
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.add_subplot()
+    axes.imshow(np.nan_to_num(shares), cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    _name_axes(axes, matrix)
+    for set_ticks, names, angle in (
+        (axes.set_xticks, matrix.column_names, 90),
+        (axes.set_yticks, matrix.row_names, 0),
+    ):
+        shown = range(0, len(names), -(-len(names) // 25))
+        set_ticks(
+            list(shown), [_literal(names[i], 25) for i in shown], rotation=angle, fontsize=9 if len(names) <= 12 else 6
+        )
+    if shares.size <= 200:
+        for (row, column), share in np.ndenumerate(shares):
+            if np.isfinite(share):
+                axes.text(
+                    column,
+                    row,
+                    f'{100 * share:.0f}',
+                    ha='center',
+                    va='center',
+                    fontsize=8,
+                    color='white' if share > 0.5 else 'black',
+                )
+    return figure
 
 
 def draw_sheet(
@@ -142,14 +228,16 @@ def draw_sheet(
         for row_index, row in enumerate(rows):
             bottom = page_height - block_index * block_height - gap - (row_index + 1) * tile_height
             middle = (bottom + tile_height / 2) / page_height
+            label, size = _row_label(row.label, tile_height)
             figure.text(
                 label_width / 2 / page_width,
                 middle,
-                row.label,
+                label,
                 rotation=90,
                 ha='center',
                 va='center',
-                fontsize=9 * min(1, 12 / len(row.label)),  # a long one must not run into its neighbour
+                fontsize=size,
+                linespacing=1,
             )
             for column, index in enumerate(indices):
                 left = label_width + column * tile_width
@@ -189,10 +277,23 @@ def _show(axes: Axes, picture: np.ndarray) -> None:
         cmap='gray',
         vmin=0,
         vmax=255,
-        aspect='auto',
+        aspect='equal',  # pictures of a sheet may have other shapes than its first
         interpolation='nearest',
     )
     axes.axis('off')
+
+
+def _row_label(label: str, length: float) -> tuple[str, float]:
+    """(text, points) of a label that has `length` inches: large, else small, else on two small lines, cut."""
+    if len(label) * 0.085 <= length:
+        return label, 9
+    most = max(int(length / 0.06), 4)  # letters of 7 pt
+    first, rest = label, ''
+    if len(label) > most:
+        cut = max(label.rfind(sign, 0, most) for sign in ' -_/') + 1 or most
+        first, rest = label[:cut].rstrip(), label[cut:]
+    rest = rest if len(rest) <= most else f'{rest[: most - 1]}…'
+    return f'{first}\n{rest}' if rest else first, 7
 
 
 def in_grey(picture: np.ndarray) -> np.ndarray:
@@ -211,7 +312,12 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def colour_table(num_classes: int) -> np.ndarray:
-    """(num_classes, 3) uint8: the colour-blind-safe set first, then darker versions of it."""
+    """(num_classes, 3) uint8: the colour-blind-safe set first, then a darker version of it; beyond twelve classes hues
+    that lie far apart from one class to the next.
+    """
+    if num_classes > 12:
+        hues = [(0.618034 * i % 1, 0.55 + 0.3 * (i % 3) / 2, 0.6 + 0.35 * (i % 2)) for i in range(num_classes)]
+        return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(*hue)] for hue in hues], dtype=np.uint8)
     base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in COLOURS[:6]])
     return (
         np.stack([base[i % 6] * 0.6 ** (i // 6) for i in range(num_classes)]).astype(np.uint8).reshape(num_classes, 3)

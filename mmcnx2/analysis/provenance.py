@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +53,12 @@ def versions(*others: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = 'not installed'
     return found
+
+
+def provenance_now() -> str:
+    """One line: that a page was made now, here, with these versions; the runs on it may be of other machines."""
+    named = ', '.join(f'{name} {version}' for name, version in versions().items())
+    return f'Page made on {time.strftime("%Y-%m-%d %H:%M %z")} with {named}.'
 
 
 def provenance(results: Mapping) -> str:

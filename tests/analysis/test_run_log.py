@@ -7,11 +7,14 @@ import pytest
 
 from mmcnx2.analysis.run_log import (
     Curve,
+    best_of,
     last_checkpoint,
     mean_smoothed,
     merge_attempts,
     read_run,
+    seconds_of_steps,
     stored_config,
+    thinned,
 )
 
 
@@ -57,6 +60,75 @@ def test_resumed_run_replaces_what_did_not_lead_to_the_result(tmp_path):
 def test_validation_of_a_resumed_run_does_not_erase_training():
     merged = merge_attempts([[train(10, 0.9), {'mIoU': 1.0, 'step': 10}], [{'mIoU': 2.0, 'step': 10}]])
     assert merged == [train(10, 0.9), {'mIoU': 2.0, 'step': 10}]
+
+
+def test_validations_that_all_carry_step_0_get_the_training_step_before_them(tmp_path):
+    # a loop over iterations whose logger counts epochs, stopped after the validation at 40 and resumed from step 20
+    write_attempt(
+        tmp_path,
+        '20260101_000000',
+        [train(10, 1), train(20, 1), {'mIoU': 1.0, 'step': 0}, train(40, 1), {'mIoU': 2.0, 'step': 0}],
+    )
+    write_attempt(tmp_path, '20260101_010000', [train(30, 1), train(40, 1), {'mIoU': 3.0, 'step': 0}])
+    log = read_run(tmp_path)
+    assert log.val['mIoU'] == Curve((20, 40), (1.0, 3.0)) and log.val_unit == 'iterations'
+    assert log.num_attempts == 2
+
+
+def test_validations_of_epochs_count_epochs(tmp_path):
+    lines = [
+        {**train(10, 1), 'epoch': 1},
+        {'mIoU': 1.0, 'step': 1},
+        {**train(20, 1), 'epoch': 2},
+        {'mIoU': 2.0, 'step': 2},
+    ]
+    write_attempt(tmp_path, 'a', lines)
+    log = read_run(tmp_path)
+    assert log.val['mIoU'].steps == (1, 2) and log.val_unit == 'epochs'
+
+
+def test_damage_is_tolerated_when_asked_for(tmp_path):
+    assert 'nothing was trained' in read_run(tmp_path, tolerant=True).problems[0]
+    write_attempt(
+        tmp_path,
+        'a',
+        [train(10, 0.9)],
+        tail='{"loss": 1,\n7\n{"lr": 1, "step": "x"}\n' + json.dumps(train(20, 0.8)) + '\n',
+    )
+    log = read_run(tmp_path, tolerant=True)
+    assert log.train['loss'] == Curve((10, 20), (0.9, 0.8))
+    assert [problem.split('scalars.json, ')[1][:8] for problem in log.problems] == ['line 2 i', 'line 3 i', 'line 4 i']
+    with pytest.raises(ValueError, match='line 2 is not JSON'):
+        read_run(tmp_path)
+    write_attempt(tmp_path / 'other', 'b', [])
+    assert read_run(tmp_path / 'other', tolerant=True).problems[0].endswith('holds no log entry')
+
+
+def test_seconds_of_steps(tmp_path):
+    lines = [{**train(10, 1), 'time': 0.5}, {**train(20, 1), 'time': math.nan}, {**train(40, 1), 'time': 2.0}]
+    write_attempt(tmp_path, 'a', lines)
+    assert seconds_of_steps(read_run(tmp_path)) == 10 * 0.5 + 20 * 2.0
+    write_attempt(tmp_path / 'other', 'a', [train(10, 1)])
+    assert seconds_of_steps(read_run(tmp_path / 'other')) is None
+
+
+def test_best_is_the_earliest_of_equals_and_no_nan():
+    curve = Curve((1, 2, 3, 4), (math.nan, 0.5, 0.1, 0.5))
+    assert best_of(curve) == (0.5, 2) and best_of(curve, lowest=True) == (0.1, 3)
+    assert best_of(Curve((1,), (math.nan,))) is None and best_of(Curve()) is None
+
+
+def test_a_thinned_curve_keeps_ends_extremes_and_divergence():
+    values = [1.0] * 1000
+    values[333], values[777], values[500] = 9.0, -9.0, math.nan
+    curve = Curve(tuple(range(1000)), tuple(values))
+    kept = thinned(curve, 50)
+    assert len(kept.steps) <= 50 and kept.steps[0] == 0 and kept.steps[-1] == 999
+    assert {333, 777, 500} <= set(kept.steps) and list(kept.steps) == sorted(set(kept.steps))
+    assert all(value is curve.values[step] for step, value in zip(kept.steps, kept.values, strict=True))
+    assert thinned(curve, 1000) is curve
+    with pytest.raises(ValueError, match='most=3'):
+        thinned(curve, 3)
 
 
 def test_divergence_stays_visible(tmp_path):
