@@ -6,6 +6,7 @@ Okabe and Ito, which stay apart for colour-blind eyes, and lines differ in their
 of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and by looking at them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,3 +254,35 @@ def overlay_instances(
             if x2 > x1 and y2 > y1:
                 pen.rectangle((x1, y1, x2, y2), outline=tuple(int(value) for value in colours[int(label)]), width=2)
     return np.asarray(image)
+
+
+def draw_mosaic(tiles: np.ndarray, path: str | Path, title: str = '', caption: str = '') -> Path:
+    """Many small grey pictures as one square of tiles, for example the maps of 64 channels.
+
+    `tiles` are uint8 (number, H, W), drawn row by row, pixels enlarged without smoothing.
+    """
+    if tiles.ndim != 3 or tiles.dtype != np.uint8 or 0 in tiles.shape:
+        raise ValueError(f'tiles must be uint8 of the shape (number, H, W), not {tiles.dtype} {tiles.shape}')
+    number, height, width = tiles.shape
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    enlarged = tiles.repeat(math.ceil(72 / height), 1).repeat(math.ceil(72 / width), 2)
+    cell = np.array(enlarged.shape[1:]) + 6  # pixels between two tiles
+    page = np.full((rows * cell[0], columns * cell[1], 3), 255, np.uint8)
+    for index, tile in enumerate(enlarged):
+        top, left = index // columns * cell[0] + 3, index % columns * cell[1] + 3
+        page[top : top + tile.shape[0], left : left + tile.shape[1]] = tile[..., None]
+    lines = _wrapped(caption, 66)
+    sheet_height = PAGE_WIDTH * page.shape[0] / page.shape[1]
+    title_height, caption_height = (0.28 if title else 0), 0.17 * len(lines) + (0.12 if lines else 0)
+    page_height = sheet_height + title_height + caption_height
+    figure = Figure(figsize=(PAGE_WIDTH, page_height))
+    axes = figure.add_axes((0, caption_height / page_height, 1, sheet_height / page_height))
+    axes.imshow(page, aspect='auto', interpolation='nearest')
+    axes.axis('off')
+    if title:
+        figure.text(0.02, 1 - 0.2 / page_height, title, fontsize=11, fontweight='bold')
+    if lines:
+        where = (caption_height - 0.06) / page_height
+        figure.text(0.02, where, '\n'.join(lines), fontsize=9, va='top', color='0.25')
+    return save_png(figure, path)
