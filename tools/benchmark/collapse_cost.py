@@ -9,6 +9,7 @@ number. The runs of the two take turns.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -59,8 +60,10 @@ def main() -> None:
         'effective rank, ms',
         'difference of the first two',
     ]
+    command = shlex.join(['python', 'tools/benchmark/collapse_cost.py', *sys.argv[1:]])
     text = markdown_table(header, rows) + (
         f'\n\nOne picture, {args.positions} positions, float64, {args.threads} threads, medians of {args.runs} runs. '
+        f'The numbers are those of noise after a GELU.\n\n```\n{command}\n```\n\n'
         + provenance(dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d')))
     )
     print(text)

@@ -1,18 +1,19 @@
 """Feature collapse in small: ConvNeXt V1 with FCMAE, V2 with FCMAE, V2 supervised; one budget, several lengths.
 
     python tools/benchmark/collapse_experiment.py CLASS_FOLDERS --work-dir work_dirs/collapse [--epochs 20 60]
-        [--arch atto] [--runs v1-fcmae-20 ...] [--out results.md]
+        [--arch atto] [--runs v1-fcmae-20 ... | --report-only] [--out results.md]
 
 CLASS_FOLDERS (see class_folders.py) holds a folder of pictures per class; every tenth picture is held out, FCMAE sees
 the others without labels. All runs have the batches, crops, optimiser and learning rate of
-configs/demo/fcmae_convnextv2-atto_demo.py. A run that is complete is not trained again; --runs trains these alone.
-When all are complete, the measures of tools/analyze_collapse.py on the held-out pictures go into --out (Markdown), a
-.json and a .png beside it.
+configs/demo/fcmae_convnextv2-atto_demo.py. A run that is complete is not trained again, one that was ended goes on;
+--runs trains these alone. When all are complete (with --report-only: of those that are), the measures of
+tools/analyze_collapse.py on the held-out pictures go into --out (Markdown), a .json and a .png beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from mmcnx2.analysis.pictures import load_pictures
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.analysis.run_log import Curve, last_checkpoint, read_run, stored_config
 from mmcnx2.analysis.trained_models import load_trained_backbone
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.labelled_images import find_labelled_images
 
 SIZE, BATCH_SIZE = 128, 64
@@ -134,8 +136,9 @@ def train(run: str, lists: dict, args: argparse.Namespace) -> None:
 def measure(runs: list[str], lists: dict, args: argparse.Namespace) -> dict:
     paths = Path(lists['held_out']).read_text().split('\n')[:-1]
     results, depths, ends = {}, {}, {}
+    v2 = next(run for run in runs if run.startswith('v2'))  # whose config the untrained model is built from
     for run in ['random', *runs]:
-        work_dir = args.work_dir / (runs[-1] if run == 'random' else run)
+        work_dir = args.work_dir / (v2 if run == 'random' else run)
         cfg = Config.fromfile(stored_config(work_dir))
         checkpoint = 'random' if run == 'random' else last_checkpoint(work_dir)
         backbone = load_trained_backbone(cfg, checkpoint)
@@ -195,6 +198,14 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
         lines.append(Line(name_of(run), Curve(curves[0].steps, means)))
     panels.append(Panel('Mean over blocks, before GRN, in training', 'epoch', '', lines))
     draw_curves(panels, args.out.with_suffix('.png'))
+    command = shlex.join(['python', 'tools/benchmark/collapse_experiment.py', *sys.argv[1:]])
+    origin = dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d'))
+    layers = {
+        run: {name: dict(depth=depths[run][name], **one.as_dict()) for name, one in found.items()}
+        for run, found in results.items()
+    }
+    content = dict(command=command, **origin, layers=layers)
+    write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
     layer_table = markdown_table(*collapse_report.table(results))
     text = [
         '# Feature collapse in small',
@@ -207,8 +218,8 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
         '## Every layer',
         layer_table,
         '## How',
-        f'```\n{shlex.join(["python", "tools/benchmark/collapse_experiment.py", *sys.argv[1:]])}\n```',
-        provenance(dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d'))),
+        f'```\n{command}\n```',
+        provenance(origin),
     ]
     args.out.write_text('\n\n'.join(text) + '\n')
     print('\n\n'.join(text[:3]))
@@ -220,22 +231,21 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--epochs', type=int, nargs='+', default=[20, 60])
     parser.add_argument('--arch', default='atto')
-    parser.add_argument(
-        '--runs', nargs='+', help='train these alone, report nothing; none: report those that are complete'
-    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--runs', nargs='+', metavar='RUN', help='train these alone, report nothing')
+    which.add_argument('--report-only', action='store_true', help='train nothing, report the runs that are complete')
     parser.add_argument('--out', type=Path, default=Path('collapse.md'))
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel('WARNING')
     torch.set_num_threads(1)
     lists = write_lists(args.folders, args.work_dir)
     runs = [f'{kind}-{epochs}' for epochs in args.epochs for kind in KINDS]
-    for run in [] if args.runs == ['none'] else args.runs or runs:
+    if args.report_only:
+        runs = [run for run in runs if is_complete(run, args)]
+    for run in args.runs or runs:
         train(run, lists, args)
     if not args.runs:
         report(measure(runs, lists, args), runs, lists, args)
-    elif args.runs == ['none']:
-        complete = [run for run in runs if is_complete(run, args)]
-        report(measure(complete, lists, args), complete, lists, args)
 
 
 if __name__ == '__main__':

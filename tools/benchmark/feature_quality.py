@@ -1,42 +1,60 @@
 """Are pretrained features better than random ones? kNN and linear probe of several starts, over seeds, as one table.
 
-    python tools/benchmark/feature_quality.py CONFIG --train CLASS_FOLDERS [--val CLASS_FOLDERS]
+    python tools/benchmark/feature_quality.py CONFIG --train CLASS_FOLDERS [--val CLASS_FOLDERS] [--seeds 3]
         --init random --init FCMAE=run_seed0/epoch_18.pth,run_seed1/epoch_18.pth,... [--out results.md]
 
-Each start has a checkpoint per seed (or `random`); seed s draws the random weights and the folds. Runs
-tools/knn_eval.py and tools/linear_probe.py, whose features are cached, at the output and at the layers of --layers.
+Each start has a checkpoint per seed (or `random`); seed s draws the random weights and the folds. Measures what
+tools/knn_eval.py and tools/linear_probe.py do, whose features are cached, at the layers of --layers, by default the
+output and the ends of the third and second stage of atto. --out gets the table, a .json beside it every figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
+
+import knn_eval
+import linear_probe
 
 from mmcnx2.analysis.comparison import format_values, markdown_table
 from mmcnx2.analysis.provenance import machine, provenance, versions
+from mmcnx2.atomic_write import write_atomically
+
+RANDOM = 'random'
+TOOLS = {'kNN': knn_eval, 'probe': linear_probe}
+FIGURES = {'top-1': 'top1', 'balanced': 'balanced'}
 
 
-def run(tool: str, args: argparse.Namespace, checkpoint: str, seed: int, layer: str) -> dict:
+def measure(tool: str, args: argparse.Namespace, checkpoint: str, seed: int, layer: str) -> dict:
+    """What the tool writes as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / 'result.json'
-        start = ['--init', 'random'] if checkpoint == 'random' else [checkpoint]
-        command = [sys.executable, str(ROOT / 'tools' / f'{tool}.py'), args.config, *start, '--train', args.train]
-        command += ['--val', args.val] if args.val else []
-        command += ['--seed', str(seed), '--layer', layer, '--cache', args.cache, '--out', str(out), '--workers', '0']
-        command += ['--k', str(args.k)] if tool == 'knn_eval' else []
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f'{shlex.join(command)}\n{done.stderr}')
+        options = [args.config, *(['--init', RANDOM] if checkpoint == RANDOM else [checkpoint])]
+        options += ['--train', args.train, *(['--val', args.val] if args.val else []), '--seed', str(seed)]
+        options += ['--layer', layer, '--cache', args.cache, '--out', str(out), '--workers', '0']
+        options += ['--k', str(args.k)] if tool == 'kNN' else []
+        with contextlib.redirect_stdout(io.StringIO()):
+            TOOLS[tool].main(options)
         return json.loads(out.read_text())
+
+
+def checkpoints_of(start: str, num_seeds: int) -> tuple[str, list[str]]:
+    """'random', or 'NAME=FILE,FILE,...' -> (name, a checkpoint per seed)."""
+    name, _, listed = start.partition('=')
+    checkpoints = listed.split(',') if listed else [RANDOM] * num_seeds
+    if len(checkpoints) != num_seeds or (not listed and name != RANDOM):
+        raise SystemExit(f"error: --init {start}: give '{RANDOM}' or NAME= and {num_seeds} checkpoints (--seeds)")
+    return name, checkpoints
 
 
 def main() -> None:
@@ -51,32 +69,42 @@ def main() -> None:
     parser.add_argument('--cache', default='work_dirs/features')
     parser.add_argument('--out', type=Path)
     args = parser.parse_args()
-    rows, most_frequent = [], None
-    for start in args.init:
-        name, _, listed = start.partition('=')
-        checkpoints = listed.split(',') if listed else [name] * args.seeds
+    starts = dict(checkpoints_of(start, args.seeds) for start in args.init)
+    rows, figures = [], []
+    for name, checkpoints in starts.items():
         for layer in args.layers:
-            values = {'kNN top-1': [], 'kNN balanced': [], 'probe top-1': [], 'probe balanced': []}
-            for seed, checkpoint in enumerate(checkpoints):
-                found = run('knn_eval', args, checkpoint, seed, layer)
-                most_frequent = found['most_frequent']
-                values['kNN top-1'].append(100 * found['results'][str(args.k)]['top1'])
-                values['kNN balanced'].append(100 * found['results'][str(args.k)]['balanced'])
-                found = run('linear_probe', args, checkpoint, seed, layer)['results']
-                values['probe top-1'].append(100 * found['top1'])
-                values['probe balanced'].append(100 * found['balanced'])
-            rows.append([f'{name}, {layer}', *(format_values(one, 1) for one in values.values())])
-            print(rows[-1], flush=True)
-    table = markdown_table(['start, layer', 'kNN top-1', 'kNN balanced', 'probe top-1', 'probe balanced'], rows)
-    text = (
-        f'{table}\n\nPer cent, mean ± sample standard deviation over {len(checkpoints)} seeds; k = {args.k}. Always '
-        f'saying the most frequent class scores {100 * most_frequent:.1f}.\n\n'
-        f'```\n{shlex.join(["python", "tools/benchmark/feature_quality.py", *sys.argv[1:]])}\n```\n\n'
-        + provenance(dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d')))
+            cells = {}
+            for tool in TOOLS:
+                found = [measure(tool, args, checkpoint, seed, layer) for seed, checkpoint in enumerate(checkpoints)]
+                results = [one['results'].get(str(args.k), one['results']) for one in found]
+                for title, figure in FIGURES.items():
+                    cells[f'{tool} {title}'] = [100 * one[figure] for one in results]
+            figures.append(dict(start=name, checkpoints=checkpoints, layer=layer, **cells))
+            rows.append([f'{name}, {layer}', *(format_values(values, 1) for values in cells.values())])
+            print(' | '.join(rows[-1]), flush=True)
+    content = dict(
+        command=shlex.join(['python', 'tools/benchmark/feature_quality.py', *sys.argv[1:]]),
+        machine=machine(),
+        versions=versions(),
+        finished=time.strftime('%Y-%m-%d'),
+        classes=found[0]['classes'],
+        most_frequent=found[0]['most_frequent'],
+        figures=figures,
+    )
+    text = '\n\n'.join(
+        [
+            markdown_table(['start, layer', *cells], rows),
+            f'Per cent, mean ± sample standard deviation over {args.seeds} seeds; k = {args.k}. Tested: '
+            + ', '.join(f'{number} {name}' for name, number in content['classes'].items())
+            + f'. Always saying the most frequent class scores {100 * content["most_frequent"]:.1f}.',
+            f'```\n{content["command"]}\n```',
+            provenance(content),
+        ]
     )
     print(f'\n{text}')
     if args.out:
-        args.out.write_text(text + '\n')
+        write_atomically(args.out, text + '\n')
+        write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':
