@@ -153,6 +153,27 @@ def test_a_leak_is_found(parts, monkeypatch, step):
     assert finding.verdict == FAIL and finding.numbers['largest_change'] > 1e-3 and "layout='dense'" in finding.remedy
 
 
+def test_a_leak_into_grn_is_found(parts, monkeypatch):
+    """GRN adds nothing in a fresh model: what reaches its norms shows with other weights only."""
+    from mmcnx2.models.layers.layout import DenseLayout
+
+    model, images, visible = parts
+    model.layout = 'dense'
+    norms, from_images, means = DenseLayout.channel_norms, DenseLayout.from_images, []
+
+    def remembering(self, images):
+        means.append(images.mean())
+        return from_images(self, images)
+
+    monkeypatch.setattr(DenseLayout, 'from_images', remembering)
+    monkeypatch.setattr(DenseLayout, 'channel_norms', lambda self, x: norms(self, x) + means[-1].abs())
+    hidden = ~visible.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, None]
+    with torch.no_grad():
+        fresh = [model.encode(one, visible) for one in (images, images + hidden)]
+    assert torch.equal(*fresh) and means[0] != means[1]
+    assert checks.check_mask_leak(model, images, visible).verdict == FAIL
+
+
 def test_a_leak_into_the_decoder_is_found(parts):
     model, images, visible = parts
     encode = model.encode
