@@ -7,6 +7,8 @@ import pytest
 from micro_pretraining import CONFIG, write_config, write_pictures
 from PIL import Image
 
+from mmcnx2.engine import run_config
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -27,10 +29,12 @@ def test_a_line_per_answer_and_exit_code_0(folder, call):
     assert sorted(path.name for path in folder.iterdir()) == ['config.py', 'curve.png', 'pictures']  # nothing else
 
 
-def test_a_failure_is_exit_code_1_and_json_is_json(folder, call):
+def test_a_failure_is_exit_code_1_and_json_is_json(folder, call, monkeypatch):
+    load = run_config.load_config
+    monkeypatch.setattr(run_config, 'load_config', lambda args: print('as libraries print') or load(args))
     options = ['--cfg-options', 'optim_wrapper.optimizer.lr=1000', 'model.mask_ratio=0.25', '--json', '--steps', '40']
     code, out, err = call('selfcheck', 'config.py', *options, '--gpus', '2')
-    assert code == 1, err
+    assert code == 1 and 'as libraries print' in err, err
     found = {one['check']: one for one in json.loads(out)}
     assert found['learning rate']['verdict'] == 'FAIL' and 'lr=1e+02' in found['learning rate']['remedy']
     assert found['cells']['numbers'] == {'cells': 4, 'visible': 3}

@@ -67,14 +67,15 @@ def save_png(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if not any(line.curve.steps for line in panel.lines):
         axes.text(0.5, 0.5, 'nothing logged', ha='center', va='center', transform=axes.transAxes, color='0.4')
-    for index, line in enumerate(panel.lines):
-        style = {'color': COLOURS[index % len(COLOURS)], 'linestyle': DASHES[index % len(DASHES)]}
+    for line in panel.lines:
+        number = labels.index(line.label)
+        style = {'color': COLOURS[number % len(COLOURS)], 'linestyle': DASHES[number % len(DASHES)]}
         marker = 'o' if len(line.curve.steps) < 15 else None
         if line.smooth is not None:
             axes.plot(line.curve.steps, line.curve.values, color=style['color'], linewidth=0.8, alpha=0.3)
@@ -100,12 +101,13 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:
-    """Panels below each other, one per quantity."""
+    """Panels below each other, one per quantity; lines of one label look alike in all of them."""
     if not panels:
         raise ValueError('draw_curves needs at least one panel')
     figure = Figure(figsize=(PAGE_WIDTH, 2.6 * len(panels)), layout='constrained')
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
-        _draw_panel(axes, panel)
+        _draw_panel(axes, panel, labels)
     return save_png(figure, path)
 
 

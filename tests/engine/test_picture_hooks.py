@@ -91,10 +91,11 @@ def test_sheets_and_distances_of_every_epoch(train):
 
 
 def test_every_sheet_has_the_same_pictures_and_masks(train):
-    """Two epochs of a model that learns nothing give the same file."""
+    """Two epochs of a model that learns nothing give the same file, although its blocks drop out in training."""
     train(
         'run',
         ', interval=1, fills="own", seed=4',
+        text=CONFIG.replace('arch=dict(', 'drop_path_rate=0.5, arch=dict('),
         **{'optim_wrapper.optimizer.lr': 0.0, 'optim_wrapper.optimizer.weight_decay': 0.0},
     )
     sheets = [np.asarray(Image.open(f'run/reconstructions/epoch_{epoch}.png')) for epoch in (1, 2)]
@@ -102,8 +103,12 @@ def test_every_sheet_has_the_same_pictures_and_masks(train):
 
 
 def test_training_is_the_same_with_and_without(train):
-    with_hooks = train('with').model.state_dict()
-    without = train('without', ', interval=0', ', interval=0').model.state_dict()
+    """After a look between two steps training goes on as before, with its own random numbers (dropped blocks)."""
+    options = ', interval=1, by_epoch=False'
+    text = CONFIG.replace('arch=dict(', 'drop_path_rate=0.5, arch=dict(')
+    with_hooks = train('with', options, options, text).model.state_dict()
+    without = train('without', ', interval=0', ', interval=0', text).model.state_dict()
+    assert len(list(Path('with/reconstructions').iterdir())) == len(list(Path('with/collapse').iterdir())) == 6
     assert not Path('without/reconstructions').exists() and not Path('without/collapse').exists()
     assert all(torch.equal(with_hooks[name], without[name]) for name in without)
     losses = [read_run(name).train['loss'] for name in ('with', 'without')]
@@ -138,13 +143,16 @@ def test_what_cannot_be_looked_at_stops_no_training(train, reconstruction, colla
 def test_a_full_disk_stops_no_training(train, monkeypatch):
     from mmcnx2.analysis.reconstruction_sheet import ReconstructionSheet
 
+    tries = []
+
     def full(self, path):
+        tries.append(path)
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(ReconstructionSheet, 'draw', full)
     assert train('run').epoch == 2
     assert 'No space left' in next(Path('run').glob('*/*.log')).read_text()
-    assert len(list(Path('run/collapse').iterdir())) == 2  # the other hook goes on
+    assert len(tries) == 1 and len(list(Path('run/collapse').iterdir())) == 2  # the other hook goes on
 
 
 def test_bad_files_are_passed_over(train):

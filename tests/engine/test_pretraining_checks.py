@@ -199,7 +199,7 @@ def test_first_loss(parts):
     assert checks.check_first_loss(model, images, visible).verdict == FAIL
 
 
-def test_gradients(parts):
+def test_gradients(parts, monkeypatch):
     model, images, visible = parts
     finding = checks.check_gradients(model, images, visible)
     assert finding.verdict == OK and finding.numbers['num_parameters'] == len(list(model.parameters()))
@@ -210,9 +210,19 @@ def test_gradients(parts):
     model.forgotten.requires_grad_(False)
     assert checks.check_gradients(model, images, visible).verdict == WARNING
     del model.forgotten
-    model.head.loss = lambda *args: torch.sqrt(sum(one.square().sum() for one in model.head.parameters()) * 0)
-    model.loss = lambda images, visible: dict(loss=(model.head.pred.weight * 0).norm())
-    assert checks.check_gradients(model, images, visible).verdict == FAIL
+    scales = dict.fromkeys(dict(model.named_parameters()), 1) | {'neck.mask_token': 0}
+    monkeypatch.setattr(
+        type(model),
+        'loss',
+        lambda self, images, visible: dict(
+            loss=sum(scales[name] * parameter.sum() for name, parameter in self.named_parameters())
+        ),
+    )
+    finding = checks.check_gradients(model, images, visible)
+    assert finding.verdict == FAIL and finding.numbers['without_gradient'] == ['neck.mask_token']
+    scales['neck.mask_token'] = float('nan')
+    finding = checks.check_gradients(model, images, visible)
+    assert finding.verdict == FAIL and finding.numbers['not_finite'] == ['neck.mask_token']
 
 
 def test_overfitting(parts):

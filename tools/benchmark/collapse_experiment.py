@@ -186,7 +186,7 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
     depths = {name_of(run): layers for run, layers in found['depths'].items()}
     longest = max(args.epochs)
     shown = {name: one for name, one in results.items() if name.endswith(f' {longest} epochs') or 'untrained' in name}
-    panels = [p for p in collapse_report.panels(shown, depths) if p.title.startswith('Cosine')]
+    panels = collapse_report.panels(shown, depths)[:3]  # distance and rank before GRN, distance after it
     lines = []
     for run in runs:
         if not run.endswith(f'-{longest}'):
@@ -196,7 +196,7 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
         ]
         means = tuple(sum(values) / len(values) for values in zip(*(curve.values for curve in curves), strict=True))
         lines.append(Line(name_of(run), Curve(curves[0].steps, means)))
-    panels.append(Panel('Mean over blocks, before GRN, in training', 'epoch', '', lines))
+    panels.append(Panel('Cosine distance in training, before GRN', 'epoch', 'mean over blocks', lines))
     draw_curves(panels, args.out.with_suffix('.png'))
     command = shlex.join(['python', 'tools/benchmark/collapse_experiment.py', *sys.argv[1:]])
     origin = dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d'))
