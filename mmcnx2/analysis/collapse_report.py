@@ -97,7 +97,7 @@ def panels(results: Mapping[str, Mapping[str, Collapse]], depths: Mapping[str, M
             continue
         for title, value in (
             ('Cosine distance of channels', lambda one: one.distance),
-            ('Effective rank / possible rank', lambda one: one.effective_rank / one.max_rank),
+            ('Effective / possible rank', lambda one: one.effective_rank / one.max_rank),
         ):
             lines = [
                 Line(

@@ -97,7 +97,7 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9, frameon=False)
+        axes.legend(fontsize=9, framealpha=0.75, edgecolor='none')  # lines below it stay readable
 
 
 def draw_curves(panels: Sequence[Panel], path: str | Path) -> Path:

@@ -45,11 +45,11 @@ def test_before_and_after_grn_are_drawn_apart():
     drawn = panels(results, depths)
     assert [(panel.title, [line.label for line in panel.lines]) for panel in drawn] == [
         ('Cosine distance of channels, before GRN', ['V1', 'V2']),
-        ('Effective rank / possible rank, before GRN', ['V1', 'V2']),
+        ('Effective / possible rank, before GRN', ['V1', 'V2']),
         ('Cosine distance of channels, after GRN', ['V2']),
-        ('Effective rank / possible rank, after GRN', ['V2']),
+        ('Effective / possible rank, after GRN', ['V2']),
         ('Cosine distance of channels, named layers', ['V2']),
-        ('Effective rank / possible rank, named layers', ['V2']),
+        ('Effective / possible rank, named layers', ['V2']),
     ]
     assert drawn[0].lines[0].curve.steps == (0, 1)
     assert drawn[0].lines[0].curve.values == (one.distance, one.distance)

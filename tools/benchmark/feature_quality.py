@@ -5,7 +5,8 @@
 
 Each start has a checkpoint per seed (or `random`); seed s draws the random weights and the folds. Measures what
 tools/knn_eval.py and tools/linear_probe.py do, whose features are cached, at the layers of --layers, by default the
-output and the ends of the third and second stage of atto. --out gets the table, a .json beside it every figure.
+output and the end of the third stage of atto. --out gets the table, a .json beside it every figure; what that has
+already, of the same options, is not measured again.
 """
 
 from __future__ import annotations
@@ -48,6 +49,17 @@ def measure(tool: str, args: argparse.Namespace, checkpoint: str, seed: int, lay
         return json.loads(out.read_text())
 
 
+def measure_start(args: argparse.Namespace, checkpoints: list[str], layer: str) -> dict:
+    """Figures of one start at one layer, a value per seed, and what was tested."""
+    cells = {}
+    for tool in TOOLS:
+        found = [measure(tool, args, checkpoint, seed, layer) for seed, checkpoint in enumerate(checkpoints)]
+        results = [one['results'].get(str(args.k), one['results']) for one in found]
+        for title, figure in FIGURES.items():
+            cells[f'{tool} {title}'] = [100 * one[figure] for one in results]
+    return {'classes': found[0]['classes'], 'most_frequent': found[0]['most_frequent'], 'per cent': cells}
+
+
 def checkpoints_of(start: str, num_seeds: int) -> tuple[str, list[str]]:
     """'random', or 'NAME=FILE,FILE,...' -> (name, a checkpoint per seed)."""
     name, _, listed = start.partition('=')
@@ -64,47 +76,46 @@ def main() -> None:
     parser.add_argument('--val')
     parser.add_argument('--init', action='append', required=True, metavar='NAME=CHECKPOINT,CHECKPOINT,... | random')
     parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--layers', nargs='+', default=['output', 'stages.2.5', 'stages.1.1'])
+    parser.add_argument('--layers', nargs='+', default=['output', 'stages.2.5'])
     parser.add_argument('--k', type=int, default=10)
     parser.add_argument('--cache', default='work_dirs/features')
     parser.add_argument('--out', type=Path)
     args = parser.parse_args()
     starts = dict(checkpoints_of(start, args.seeds) for start in args.init)
-    rows, figures = [], []
+    stored = args.out.with_suffix('.json') if args.out else None
+    figures = json.loads(stored.read_text())['figures'] if stored and stored.is_file() else []
+    origin = dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d'))
+    command = shlex.join(['python', 'tools/benchmark/feature_quality.py', *sys.argv[1:]])
+    rows = []
     for name, checkpoints in starts.items():
         for layer in args.layers:
-            cells = {}
-            for tool in TOOLS:
-                found = [measure(tool, args, checkpoint, seed, layer) for seed, checkpoint in enumerate(checkpoints)]
-                results = [one['results'].get(str(args.k), one['results']) for one in found]
-                for title, figure in FIGURES.items():
-                    cells[f'{tool} {title}'] = [100 * one[figure] for one in results]
-            figures.append(dict(start=name, checkpoints=checkpoints, layer=layer, **cells))
-            rows.append([f'{name}, {layer}', *(format_values(values, 1) for values in cells.values())])
+            asked = dict(
+                start=name, checkpoints=checkpoints, layer=layer, config=args.config, train=args.train, val=args.val,
+                k=args.k,
+            )  # fmt: skip
+            found = next((one for one in figures if asked.items() <= one.items()), None)
+            if found is None:
+                found = asked | measure_start(args, checkpoints, layer)
+                figures.append(found)
+                if stored:
+                    write_atomically(
+                        stored, json.dumps(dict(command=command, **origin, figures=figures), indent=1) + '\n'
+                    )
+            rows.append([f'{name}, {layer}', *(format_values(values, 1) for values in found['per cent'].values())])
             print(' | '.join(rows[-1]), flush=True)
-    content = dict(
-        command=shlex.join(['python', 'tools/benchmark/feature_quality.py', *sys.argv[1:]]),
-        machine=machine(),
-        versions=versions(),
-        finished=time.strftime('%Y-%m-%d'),
-        classes=found[0]['classes'],
-        most_frequent=found[0]['most_frequent'],
-        figures=figures,
-    )
     text = '\n\n'.join(
         [
-            markdown_table(['start, layer', *cells], rows),
+            markdown_table(['start, layer', *found['per cent']], rows),
             f'Per cent, mean ± sample standard deviation over {args.seeds} seeds; k = {args.k}. Tested: '
-            + ', '.join(f'{number} {name}' for name, number in content['classes'].items())
-            + f'. Always saying the most frequent class scores {100 * content["most_frequent"]:.1f}.',
-            f'```\n{content["command"]}\n```',
-            provenance(content),
+            + ', '.join(f'{number} {name}' for name, number in found['classes'].items())
+            + f'. Always saying the most frequent class scores {100 * found["most_frequent"]:.1f}.',
+            f'```\n{command}\n```',
+            provenance(origin),
         ]
     )
     print(f'\n{text}')
     if args.out:
         write_atomically(args.out, text + '\n')
-        write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':
