@@ -37,7 +37,8 @@ CHANNELS_FIRST = (
 
 def expansion_values(block: ConvNeXtV2Block, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """Output of the block's dimension-expansion layer after the GELU: (before GRN, after GRN; None without GRN)."""
-    before = F.gelu(block.pwconv1(block.norm(block.dwconv(x, layout))))
+    y = block.norm(block.dwconv(x, layout), layout)
+    before = F.gelu(block.pwconv1(y, layout))
     return before, None if block.grn is None else block.grn(before, layout)
 
 

@@ -64,7 +64,8 @@ def crop_size(cfg: Config, given: Sequence[int] | None = None) -> tuple[int, int
             if isinstance(size, int):
                 return size, size
             if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size):
-                return (size[1], size[0]) if name == 'scale' else tuple(size)  # OpenMMLab's scale is (width, height)
+                is_turned = name == 'scale' and not str(transform.get('type')).endswith('RandomResizedCrop')
+                return (size[1], size[0]) if is_turned else tuple(size)  # Resize's scale is (width, height)
     raise ValueError('the training pipeline of this config names no crop size; give --size')
 
 
@@ -90,7 +91,8 @@ class PictureReader:
         pipeline = training_pipeline(cfg)
         self.transform = pipeline[0] if pipeline else dict(type='LoadImageFromFile')
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            self._read = TRANSFORMS.build(dict(self.transform))
+            read = TRANSFORMS.build(dict(self.transform))
+        self._read = getattr(read, 'loader', read)  # of mmcnx2.LoadRandomResizedCrop: whole pictures, not crops
         self.size, self.crop_share = tuple(size), crop_share
 
     def __call__(self, path: str | Path) -> Tensor:

@@ -24,7 +24,7 @@ model = dict(
     data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
                            std=[58.395, 57.12, 57.375], to_rgb=True))
 train_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')]))
+    dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96)), dict(type='PackInputs')]))
 """
 
 
@@ -99,11 +99,11 @@ def test_options_act(folder):
 def test_a_loader_of_crops_shows_whole_pictures(folder):
     shown = []
     for steps in (
-        "dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))",
-        "dict(type='mmcnx2.LoadRandomResizedCrop', scale=(96, 64))",
+        "dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96))",
+        "dict(type='mmcnx2.LoadRandomResizedCrop', scale=(64, 96))",
     ):
         Path('config.py').write_text(
-            CONFIG.replace("dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))", steps)
+            CONFIG.replace("dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96))", steps)
         )
         assert steps in Path('config.py').read_text()
         tool.main(['config.py', 'checkpoint.pth', 'pictures', '--single-files', 'tiles'])
