@@ -76,7 +76,7 @@ def test_the_block_goes_on_from_what_is_collected(layout, kernels):
     else:
         x, layout = torch.randn(1, 8, 8, 8), DenseLayout(kernels=kernels)
     _, after = expansion_values(block, x, layout)
-    torch.testing.assert_close(x + block.pwconv2(after), block(x, layout))
+    torch.testing.assert_close(x + block.pwconv2(after, layout), block(x, layout))
 
 
 @pytest.mark.parametrize('kernels', ['torch', 'auto'])

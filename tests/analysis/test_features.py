@@ -13,6 +13,7 @@ from mmcnx2.analysis import features as module
 from mmcnx2.analysis.features import FeatureSource, features_of, stratified_folds
 from mmcnx2.analysis.pictures import PictureReader
 from mmcnx2.analysis.trained_models import load_trained_backbone
+from mmcnx2.models.layers import DenseLayout
 
 
 @pytest.fixture
@@ -37,15 +38,13 @@ def test_features_are_the_average_over_positions(paths, layer, num_workers):
     model = one.backbone.model
     with torch.no_grad():
         x = one.backbone.images(pictures).permute(0, 2, 3, 1)
-        found = {}
-        from mmcnx2.models.layers import DenseLayout
-
+        found, layout = {}, DenseLayout()
         for i, (downsample, blocks) in enumerate(zip(model.downsample_layers, model.stages, strict=True)):
             x = downsample(x)
             for j, block in enumerate(blocks):
-                y = torch.nn.functional.gelu(block.pwconv1(block.norm(DenseLayout().conv(x, block.dwconv))))
-                found[f'stages.{i}.{j}.grn'] = block.grn(y, DenseLayout())
-                x = found[f'stages.{i}.{j}'] = block(x, DenseLayout())
+                y = block.pwconv1(block.norm(layout.conv(x, block.dwconv), layout), layout)
+                found[f'stages.{i}.{j}.grn'] = block.grn(torch.nn.functional.gelu(y), layout)
+                x = found[f'stages.{i}.{j}'] = block(x, layout)
     found['output'] = x
     expected = found[layer].mean(dim=(1, 2)).numpy()
     assert features.dtype == np.float32

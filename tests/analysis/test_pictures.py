@@ -47,10 +47,8 @@ def test_places_are_taken_in_the_order_given(tmp_path, monkeypatch):
 def test_crop_size_is_that_of_the_last_transform_that_sets_one():
     assert crop_size(config(READ, dict(type='RandomResizedCrop', scale=96), dict(type='PackInputs'))) == (96, 96)
     assert crop_size(config(READ, dict(type='Resize', scale=(96, 64)))) == (64, 96)  # (width, height)
-    assert crop_size(config(READ, dict(type='RandomResizedCrop', scale=(96, 64)))) == (
-        96,
-        64,
-    )  # as it crops in training
+    training = dict(type='RandomResizedCrop', scale=(96, 64))  # (height, width)
+    assert crop_size(config(READ, training)) == (96, 64)
     assert crop_size(config(dict(type='mmcnx2.LoadRandomResizedCrop', scale=(96, 64)))) == (96, 64)
     assert crop_size(config(READ, dict(scale=256), dict(type='CenterCrop', crop_size=(32, 64)))) == (32, 64)
     assert crop_size(config(READ), [48]) == (48, 48)
