@@ -8,6 +8,7 @@ of a figure. Guarded by tests/analysis/test_figures.py (files, what goes in) and
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +118,12 @@ def _name_axes(axes: Axes, chart: Panel | Matrix) -> None:
     axes.set_ylabel(_literal(chart.y_label, 30))
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     _name_axes(axes, panel)
     if not any(line.curve.steps for line in panel.lines):
         axes.text(0.5, 0.5, 'nothing logged', ha='center', va='center', transform=axes.transAxes, color='0.4')
-    for index, line in enumerate(panel.lines):
-        colour, dash = line_style(line, index)
+    for line in panel.lines:
+        colour, dash = line_style(line, labels.index(line.label))
         style = {'color': colour, 'linestyle': dash}
         marker = 'o' if len(line.curve.steps) < 15 else None
         if line.smooth is not None:
@@ -145,16 +146,17 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9, frameon=False)
+        axes.legend(fontsize=9, framealpha=0.75, edgecolor='none')  # lines below it stay readable
 
 
 def curves_figure(panels: Sequence[Panel]) -> Figure:
-    """Panels below each other, one per quantity."""
+    """Panels below each other, one per quantity; lines of one label look alike in all of them."""
     if not panels:
         raise ValueError('a figure of curves needs at least one panel')
     figure = Figure(figsize=(PAGE_WIDTH, 2.6 * len(panels)), layout='constrained')
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
-        _draw_panel(axes, panel)
+        _draw_panel(axes, panel, labels)
     return figure
 
 
@@ -359,3 +361,35 @@ def overlay_instances(
             if x2 > x1 and y2 > y1:
                 pen.rectangle((x1, y1, x2, y2), outline=tuple(int(value) for value in colours[int(label)]), width=2)
     return np.asarray(image)
+
+
+def draw_mosaic(tiles: np.ndarray, path: str | Path, title: str = '', caption: str = '') -> Path:
+    """Many small grey pictures as one square of tiles, for example the maps of 64 channels.
+
+    `tiles` are uint8 (number, H, W), drawn row by row, pixels enlarged without smoothing.
+    """
+    if tiles.ndim != 3 or tiles.dtype != np.uint8 or 0 in tiles.shape:
+        raise ValueError(f'tiles must be uint8 of the shape (number, H, W), not {tiles.dtype} {tiles.shape}')
+    number, height, width = tiles.shape
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    enlarged = tiles.repeat(math.ceil(72 / height), 1).repeat(math.ceil(72 / width), 2)
+    cell = np.array(enlarged.shape[1:]) + 6  # pixels between two tiles
+    page = np.full((rows * cell[0], columns * cell[1], 3), 255, np.uint8)
+    for index, tile in enumerate(enlarged):
+        top, left = index // columns * cell[0] + 3, index % columns * cell[1] + 3
+        page[top : top + tile.shape[0], left : left + tile.shape[1]] = tile[..., None]
+    lines = _wrapped(caption, 66)
+    sheet_height = PAGE_WIDTH * page.shape[0] / page.shape[1]
+    title_height, caption_height = (0.28 if title else 0), 0.17 * len(lines) + (0.12 if lines else 0)
+    page_height = sheet_height + title_height + caption_height
+    figure = Figure(figsize=(PAGE_WIDTH, page_height))
+    axes = figure.add_axes((0, caption_height / page_height, 1, sheet_height / page_height))
+    axes.imshow(page, aspect='auto', interpolation='nearest')
+    axes.axis('off')
+    if title:
+        figure.text(0.02, 1 - 0.2 / page_height, title, fontsize=11, fontweight='bold')
+    if lines:
+        where = (caption_height - 0.06) / page_height
+        figure.text(0.02, where, '\n'.join(lines), fontsize=9, va='top', color='0.25')
+    return save_png(figure, path)

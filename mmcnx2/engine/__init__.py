@@ -10,6 +10,7 @@ from .bf16_optim_wrapper import BF16OptimWrapper
 from .checkpoint_hook import CheckpointHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .non_finite_guard import NonFiniteGuardHook
+from .picture_hooks import CollapseHook, ReconstructionHook
 from .skipped_images import SkippedImagesHook
 from .train_loops import EpochBasedTrainLoop, IterBasedTrainLoop
 
@@ -18,9 +19,11 @@ __all__ = [
     'AverageLossHook',
     'BF16OptimWrapper',
     'CheckpointHook',
+    'CollapseHook',
     'EpochBasedTrainLoop',
     'IterBasedTrainLoop',
     'LayerDecayOptimWrapperConstructor',
     'NonFiniteGuardHook',
+    'ReconstructionHook',
     'SkippedImagesHook',
 ]

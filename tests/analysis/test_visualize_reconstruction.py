@@ -24,7 +24,7 @@ model = dict(
     data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
                            std=[58.395, 57.12, 57.375], to_rgb=True))
 train_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')]))
+    dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96)), dict(type='PackInputs')]))
 """
 
 
@@ -99,11 +99,11 @@ def test_options_act(folder):
 def test_a_loader_of_crops_shows_whole_pictures(folder):
     shown = []
     for steps in (
-        "dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))",
-        "dict(type='mmcnx2.LoadRandomResizedCrop', scale=(96, 64))",
+        "dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96))",
+        "dict(type='mmcnx2.LoadRandomResizedCrop', scale=(64, 96))",
     ):
         Path('config.py').write_text(
-            CONFIG.replace("dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(96, 64))", steps)
+            CONFIG.replace("dict(type='mmcnx2.LoadImage'), dict(type='RandomResizedCrop', scale=(64, 96))", steps)
         )
         assert steps in Path('config.py').read_text()
         tool.main(['config.py', 'checkpoint.pth', 'pictures', '--single-files', 'tiles'])
@@ -121,12 +121,12 @@ def test_without_norm_pix_there_is_one_way_to_fill(folder):
     ('change', 'words'),
     [
         (dict(images='nowhere'), 'nowhere is neither a picture nor a folder'),
-        (dict(images='empty'), 'empty holds no picture'),
+        (dict(images='empty'), "'empty' holds no picture"),
         (dict(images='text.png'), 'text.png cannot be read as a picture'),
         (dict(options=['--size', '50']), '50 x 50 px do not divide into cells of 32 px'),
         (dict(options=['--mask-ratio', '1']), 'mask_ratio=1'),
         (dict(options=['--num', '0']), '--num 0'),
-        (dict(config=CONFIG.replace('[4, 8, 8, 16]', '[8, 8, 8, 16]')), 'checkpoint.pth does not fit'),
+        (dict(config=CONFIG.replace('[4, 8, 8, 16]', '[8, 8, 8, 16]')), 'checkpoint.pth: checkpoint of another'),
         (dict(config="model = dict(type='mmcnx2.ConvNeXtV2', arch='atto')"), 'ConvNeXtV2, which reconstructs nothing'),
         (dict(checkpoint='text.png'), 'text.png'),
     ],

@@ -9,6 +9,9 @@ default_hooks = dict(
     checkpoint=dict(type='mmcnx2.CheckpointHook', interval=10, max_keep_ckpts=2),
     non_finite_guard=dict(type='mmcnx2.NonFiniteGuardHook'),
     skipped_images=dict(type='mmcnx2.SkippedImagesHook'),
+    # every so many epochs: a sheet of reconstructions, and how alike the channels are; interval=0 switches one off
+    reconstruction=dict(type='mmcnx2.ReconstructionHook', interval=50),
+    collapse=dict(type='mmcnx2.CollapseHook', interval=50),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 # what is logged is the mean over all processes
 custom_hooks = [dict(type='mmcnx2.AverageLossHook')]
