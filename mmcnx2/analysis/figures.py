@@ -157,7 +157,10 @@ def draw_gains(panels: Sequence[GainPanel], path: str | Path, caption: str = '')
                 markersize=4,
                 capsize=3,
             )
-        if not any(len(line.x) for line in panel.lines):
+        every_x = [x for line in panel.lines for x in line.x]
+        if every_x:
+            axes.set_xlim(min(every_x) / 1.5, max(every_x) * 1.5)
+        else:
             axes.text(0.5, 0.5, 'nothing to compare yet', ha='center', va='center', transform=axes.transAxes)
         axes.grid(alpha=0.25)
         axes.spines[['top', 'right']].set_visible(False)

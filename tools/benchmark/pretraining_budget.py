@@ -340,7 +340,7 @@ def write_results(args: argparse.Namespace, kept: StageRun) -> None:
         return
     write_atomically(args.work_dir / 'results.json', budget_report.result_json(results))
     write_atomically(args.work_dir / 'results.md', budget_report.result_markdown(results))
-    draw_gains(budget_report.gain_panels(results), args.work_dir / 'gain.png')
+    draw_gains(budget_report.gain_panels(results), args.work_dir / 'gain.png', budget_report.PLOT_CAPTION)
 
 
 # ---- the command
