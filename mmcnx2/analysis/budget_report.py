@@ -273,7 +273,8 @@ def notes(results: Mapping) -> list[str]:
         'pictures. One pretraining per budget, so how much a pretraining differs from another of its kind is not in '
         'the error bars.',
         'Each pretraining has a schedule of its own: linear warmup, then a cosine that ends at 0 at its budget.',
-        'Metrics in per cent, of the final checkpoint, not the best. Seconds: wall time of all attempts, with their starts.',
+        'Metrics in per cent, of the final checkpoint, not the best. Seconds: wall time of all attempts with their '
+        'starts.',
     ]
     if len(results['grid']) > 1:
         points = '; '.join(
