@@ -90,7 +90,7 @@ def results():
     task = dict(config='configs/x.py', schedule='200 iterations', images_per_step=8)
     return dict(
         title='T', command='python x', finished='2026-11-25', baseline='scratch', seeds=[0, 1, 2], labels=[40],
-        budgets=[budget('0.01M', 10000, 156, 100.0), budget('0.1M', 100000, 1563, 1000.0)],
+        budgets=[budget('0.01M', 10000, 156, 50.0), budget('0.1M', 100000, 1563, 1000.0)],
         others=[1e5, 1e6], grid=[dict(name='low', options=['lr=1']), dict(name='high', options=['lr=2'])],
         tasks=[dict(label='seg', metrics=['mIoU'], **task), dict(label='det', metrics=['box AP'], **task)],
         values={
