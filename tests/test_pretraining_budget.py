@@ -247,3 +247,5 @@ def test_real_schedule_warms_up_and_ends_at_zero(call, tmp_path):
     expected = [1e-3, 1.0, *((1 + math.cos(math.pi * step / 8)) / 2 for step in range(8))]
     assert [line['lr'] / 1.5e-3 for line in logged] == pytest.approx(expected, abs=2e-3)
     assert [line['step'] for line in logged] == list(range(1, 11)) and (work / 'iter_10.pth').exists()
+    # 8 pictures last for 2 of the 10 steps: the workers go on without a new start
+    assert 'Reach the end' not in path.parents[1].joinpath(f'{path.parents[1].name}.log').read_text()

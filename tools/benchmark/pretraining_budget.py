@@ -204,7 +204,6 @@ def pretrain_stage(args: argparse.Namespace, budget: Budget, needs: tuple[str, .
 
     def train(resumes: bool) -> list[str]:
         source = {'train_dataloader.dataset.source': str(picture_list(args))}
-        resumes = resumes and any(folder.glob('*.pth'))
         return train_command(config, folder, {**options, **source}, resumes=resumes)
 
     return Stage(
