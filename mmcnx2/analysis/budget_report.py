@@ -290,7 +290,6 @@ def notes(results: Mapping) -> list[str]:
 
 
 def result_markdown(results: Mapping) -> str:
-    commands = results.get('commands') or [results['command']]
     parts = [
         f'# {results["title"]}',
         *(f'* {sentence}' for sentence in start_sentences(results)),
@@ -303,7 +302,7 @@ def result_markdown(results: Mapping) -> str:
         '## Every row at every point of the grid',
         markdown_table(*grid_cells(results)),
         '## How',
-        '```\n' + '\n'.join(commands) + '\n```',
+        f'```\n{results["command"]}\n```',
         *(
             f'* {task["label"]}: {task["config"]}, {task["schedule"]} of {task["images_per_step"]}'
             for task in results['tasks']
