@@ -421,8 +421,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.report:
         for stage in stages.values():
+            is_new = kept.complete_marker(stage) is None
             kept.run(stage)
-            write_results(args, kept)
+            if is_new and stage.name.startswith('transfer'):
+                write_results(args, kept)
     write_results(args, kept)
     path = args.work_dir / 'results.md'
     if not path.exists():
