@@ -74,6 +74,26 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class GainLine:
+    """One line of a plot with error bars: a mean and its error (half the bar's length) at each x."""
+
+    label: str
+    x: Sequence[float]
+    means: Sequence[float]
+    errors: Sequence[float]
+
+
+@dataclass(frozen=True)
+class GainPanel:
+    """One pair of axes of lines with error bars, x on a logarithmic scale."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[GainLine]
+
+
+@dataclass(frozen=True)
 class PictureRow:
     """One row of a sheet: its label and uint8 pictures of shape (H, W, 3), (H, W, 1) or (H, W)."""
 
@@ -194,6 +214,49 @@ def matrix_figure(matrix: Matrix) -> Figure:
                     color='white' if share > 0.5 else 'black',
                 )
     return figure
+
+
+def draw_gains(panels: Sequence[GainPanel], path: str | Path, caption: str = '') -> Path:
+    """Panels below each other with one pair of axes per quantity; a thin line at zero, where nothing is gained.
+
+    Lines of a panel are moved apart a little along x, so that their error bars do not lie on each other.
+    """
+    if not panels:
+        raise ValueError('draw_gains needs at least one panel')
+    lines = _wrapped(caption, 62)
+    figure = Figure(figsize=(PAGE_WIDTH, 2.7 * len(panels) + 0.18 * len(lines)), layout='constrained')
+    for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
+        axes.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
+        axes.set_xlabel(panel.x_label)
+        axes.set_ylabel(panel.y_label)
+        axes.set_xscale('log')
+        axes.axhline(0, color='0.35', linewidth=1, linestyle=(0, (1, 2)))
+        for index, line in enumerate(panel.lines):
+            apart = 1.05 ** (index - (len(panel.lines) - 1) / 2)
+            axes.errorbar(
+                [x * apart for x in line.x],
+                line.means,
+                yerr=line.errors,
+                label=line.label,
+                color=COLOURS[index % len(COLOURS)],
+                linestyle=DASHES[index % len(DASHES)],
+                linewidth=1.8,
+                marker='o',
+                markersize=4,
+                capsize=3,
+            )
+        every_x = [x for line in panel.lines for x in line.x]
+        if every_x:
+            axes.set_xlim(min(every_x) / 1.5, max(every_x) * 1.5)
+        else:
+            axes.text(0.5, 0.5, 'nothing to compare yet', ha='center', va='center', transform=axes.transAxes)
+        axes.grid(alpha=0.25)
+        axes.spines[['top', 'right']].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=9, frameon=False)
+    if lines:
+        figure.supxlabel('\n'.join(lines), fontsize=9, color='0.25', x=0.02, ha='left')
+    return save_png(figure, path)
 
 
 def draw_sheet(

@@ -7,11 +7,14 @@ from PIL import Image
 from mmcnx2.analysis.figures import (
     DPI,
     PAGE_WIDTH,
+    GainLine,
+    GainPanel,
     Line,
     Panel,
     PictureRow,
     colour_table,
     draw_curves,
+    draw_gains,
     draw_sheet,
     overlay_instances,
     overlay_labels,
@@ -34,6 +37,22 @@ def test_curves_are_written_whole(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ['curves.png']  # no half-written file is left
     with pytest.raises(ValueError, match='at least one panel'):
         draw_curves([], path)
+
+
+def test_gains_are_drawn_with_their_errors(tmp_path):
+    def bar_heights(error):
+        line = GainLine('10 labelled', [1e4, 1e6], [2.0, -2.0], [error, error])
+        path = draw_gains([GainPanel('mIoU', 'views', 'points', [line])], tmp_path / 'gain.png')
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert('RGB')).astype(int)
+        blue = np.abs(pixels - [0x00, 0x72, 0xB2]).sum(-1) < 30
+        columns = blue[:, : blue.shape[1] // 2].sum(0)  # of the first point's bar, which stands upright
+        return columns.max()
+
+    assert bar_heights(1.0) > 2 * bar_heights(0.1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['gain.png']
+    with pytest.raises(ValueError, match='at least one panel'):
+        draw_gains([], tmp_path / 'gain.png')
 
 
 def test_sheet_needs_rows_of_one_length(tmp_path):
