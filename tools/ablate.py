@@ -48,7 +48,8 @@ CELL = 32  # px, of every config
 SCALE_HELP = dict(
     epochs='of pretraining', num_unlabelled='pictures of pretraining', fine_tuning_epochs='of fine-tuning',
     num_train='pictures of fine-tuning', batch_size='of pretraining', lr='of pretraining',
-    fine_tuning_lr='of fine-tuning', crop_size='px of pretraining', scene_size='px of the drawn scenes', decoder_channels="stands for the paper's 512",
+    fine_tuning_lr='of fine-tuning', crop_size='px of pretraining', scene_size='px of the drawn scenes',
+    decoder_channels="stands for the paper's 512",
 )  # fmt: skip
 
 
