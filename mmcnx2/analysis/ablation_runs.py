@@ -46,17 +46,17 @@ class SmallScale:
     decoder_channels: int = 128
     scene_size: int = 128
     crop_size: int = 96
-    num_unlabelled: int = 512
+    num_unlabelled: int = 256
     num_held_out: int = 128
     num_train: int = 256
     num_test: int = 384
     label_size: int = 64
-    epochs: int = 6
-    batch_size: int = 32
-    lr: float = 1e-3
+    epochs: int = 8
+    batch_size: int = 8
+    lr: float = 3e-3
     fine_tuning_epochs: int = 8
-    fine_tuning_batch_size: int = 32
-    fine_tuning_lr: float = 1e-3
+    fine_tuning_batch_size: int = 16
+    fine_tuning_lr: float = 2e-3
 
 
 @dataclass(frozen=True)

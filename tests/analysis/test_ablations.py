@@ -1,6 +1,7 @@
 """The ablation tables: rows that the configs document, options that act, verdicts by hand, and a small run."""
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mmcnx2.analysis.ablation_runs import (
     settings_of,
 )
 from mmcnx2.analysis.ablations import TABLES, MeasuredRow, conclusion, find_table, judged, table_markdown
+from mmcnx2.checkpoint import CheckpointError
 
 TINY = SmallScale(
     channels=(8, 8, 16, 16), depths=(1, 1, 1, 1), decoder_channels=32, scene_size=96, crop_size=64,
@@ -110,6 +112,14 @@ def test_fine_tuning_continues_the_row(name, tmp_path):
         assert in_fine_tuning == [(False, False), (True, False), (False, True), (True, True)]
 
 
+def test_grn_changes_only_where_the_row_says_so(tmp_path):
+    stages, norms = TABLES['grn-stages'], TABLES['norm-layers']
+    torch.save(dict(state_dict=pretraining_model(stages, stages.rows[0], TINY).state_dict()), tmp_path / 'none.pth')
+    with pytest.raises(CheckpointError, match='change_grn=True'):
+        fine_tuning_backbone(norms, norms.rows[-1], TINY, tmp_path / 'none.pth')
+    assert norms.rows[1].fine_tuning_options == {'model.backbone.response_norm.name': 'lrn'}
+
+
 def test_unknown_tables_are_refused():
     with pytest.raises(ValueError, match=r"no ablation table 'grn'; choose among decoder-type"):
         find_table('grn')
@@ -135,13 +145,19 @@ REFERENCE = row('GRN', 84.6, 50.0, 52.0, 54.0)
         (row('a', 84.6, 53.0, 54.9, 57.2), 'better; the paper sees no difference'),
         (row('a', None, 53.0, 54.9, 57.2), 'better; the paper has no number'),
         (row('a', 83.7, 49.0, 48.0, 54.5), 'no conclusion'),  # -1, -4, +0.5
-        (row('a', 83.7, 50.0, 51.0, 53.0), 'no conclusion'),  # 0, -1, -1: beyond two errors, not every seed
         (row('a', 83.7, 49.9, 46.0, 53.9), 'no conclusion'),  # -0.1, -6, -0.1: every seed, within two errors
         (row('a', 83.7), 'not run'),
     ],
 )
 def test_verdicts(other, expected):
     assert judged(REFERENCE, other) == expected
+
+
+def test_a_difference_counts_with_the_same_sign_at_every_seed_only():
+    """-3, -3, -3, -3 and 0.1: five standard errors, but one seed says otherwise."""
+    reference, other = row('GRN', 84.6, *[50.0] * 5), row('a', 83.7, 47.0, 47.0, 47.0, 47.0, 50.1)
+    assert judged(reference, other) == 'no conclusion'
+    assert judged(reference, row('a', 83.7, 47.0, 47.0, 47.0, 47.0, 49.9)) == 'worse, as in the paper'
 
 
 def test_one_seed_gives_no_conclusion():
@@ -241,6 +257,8 @@ def test_a_row_depends_on_its_seed_and_on_nothing_else(data, tmp_path):
     assert run_row(table, row, TINY, data, 0, tmp_path) == first
     assert run_row(table, row, TINY, data, 1, tmp_path)['loss'] != first['loss']
     assert 0 <= first['top1'] <= 100
+    other = run_row(table, row, TINY, replace(data, held_out=data.held_out.flip(2)), 0, tmp_path)
+    assert other['top1'] == first['top1'] and other['loss'] != first['loss']
 
 
 def test_settings_are_those_of_the_run():

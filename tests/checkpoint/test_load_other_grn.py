@@ -49,10 +49,11 @@ def pretrained(tmp_path):
 @pytest.mark.parametrize('choice', CHOICES)
 def test_the_same_choice_loads_with_every_tensor(pretrained, choice):
     file, saved = pretrained(choice)
-    backbone = build(choice)
-    report = load_pretrained_backbone(backbone, file)
-    assert report['fresh'] == report['left_out'] == []
-    assert all(backbone.state_dict()[name].equal(tensor) for name, tensor in saved.items())
+    for options in ({}, dict(change_grn=True)):
+        backbone = build(choice)
+        report = load_pretrained_backbone(backbone, file, **options)
+        assert report['fresh'] == report['left_out'] == []
+        assert all(backbone.state_dict()[name].equal(tensor) for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize(('in_file', 'in_model'), [('none', 'grn'), ('se', 'grn'), ('l1', 'grn'), ('bn', 'ln')])

