@@ -252,7 +252,7 @@ def table_markdown(name: str, rows: Sequence[MeasuredRow]) -> str:
     lines = [
         [
             row.name,
-            NOT_RUN if row.published is None else f'{row.published:g}',
+            NOT_RUN if row.published is None else f'{row.published:.1f}',
             format_values(row.top1, 1),
             format_values(row.loss, 4),
             verdict,
