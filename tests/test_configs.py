@@ -52,7 +52,7 @@ def name_parts(name):
         r'(?P<family>convnextv2|convnext|swin)-(?P<arch>\w+?)(?:_fpn)?'
         r'_(?P<gpus>\d+)xb(?P<batch>\d+)(?P<amp>-amp)?(?:-(?P<jitter>lsj|ms-crop))?-(?P<schedule>\d+(?:e|x|k))'
         r'(?:-(?P<init>fcmae|sup|scratch|simmim|in22k))?_(?P<data>in1k|in22k|coco|ade20k)'
-        r'(?:-(?P<crop>\d+)x(?P=crop)|-(?P<side>\d+)px)?\.py',
+        r'(?:-(?P<crop>\d+)x(?P=crop)|-(?P<side>\d+)px|-(?P<ablated>decoder|masking|grn))?\.py',
         name,
     )
     assert found, f'{name} does not follow [METHOD_]FAMILY-SIZE_[fpn_]GPUSxbIMAGES-[...-]SCHEDULE[-INIT]_DATA[-SIZE].py'
@@ -130,7 +130,7 @@ def test_name_agrees_with_the_file(name):
     )
     assert cfg.train_dataloader.batch_size == int(parts['batch'])
     assert cfg.auto_scale_lr == dict(base_batch_size=total_batch, enable=False)
-    if parts['folder'] != 'imagenet':  # those are in test_imagenet_recipes.py
+    if parts['folder'] not in ('imagenet', 'ablation') or parts['method'] == 'fcmae':  # see test_imagenet_recipes.py
         assert total_batch == dict(fcmae=4096, upernet=16).get(parts['method'], 32 if parts['jitter'] == 'lsj' else 16)
     assert bool(parts['amp']) == (cfg.optim_wrapper.type != 'OptimWrapper')
     if schedule.endswith('k'):
@@ -145,7 +145,7 @@ def test_name_agrees_with_the_file(name):
         assert words[parts['init']] in title + card['Needs']
 
 
-@pytest.mark.parametrize('name', [name for name in PAPER if name.startswith('pretrain/')])
+@pytest.mark.parametrize('name', [name for name in PAPER if name.startswith(('pretrain/', 'ablation/fcmae'))])
 def test_pretraining_recipe(name):
     cfg, parts = parse(name), name_parts(name)
     total_batch = int(parts['gpus']) * int(parts['batch'])

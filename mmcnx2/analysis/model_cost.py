@@ -176,9 +176,10 @@ def _run_fcmae(model: nn.Module, images: Tensor, count: _Count) -> None:
         layout.cells_N = layout.cells_N.to('meta')  # which cells are seen needs values; the rest only shapes
     else:
         layout = DenseLayout(visible_BGG.to('meta'))
-    features_BCHW = count('backbone', model.backbone, images, layout)[-1]
+    *skips_BCHW, features_BCHW = count('backbone', model.backbone, images, layout)
     visible_BHW = torch.empty(1, *features_BCHW.shape[-2:], dtype=torch.bool, device='meta')
-    count('head', model.head, count('neck', model.neck, features_BCHW, visible_BHW), model.patch_size)
+    decoded_BHWC = count('neck', model.neck, features_BCHW, visible_BHW, *skips_BCHW)
+    count('head', model.head, decoded_BHWC, model.patch_size)
 
 
 def _steps(pipeline) -> Iterator[dict]:

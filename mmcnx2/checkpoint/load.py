@@ -39,6 +39,8 @@ from mmcnx2.checkpoint.official_weights import local_file
 from mmcnx2.checkpoint.read import read_checkpoint
 
 STEM = STEM_WEIGHT.removeprefix('backbone.')
+# What stands in GRN's place (models/layers/response_norms.py); only our own files have it, so key_rules.py does not.
+SUBSTITUTE = re.compile(r'(?:.*\.)?(stages\.\d+\.\d+\.grn\.(?!(?:gamma|beta)$).+)')
 ENCODER_ALONE = 'give it as model.backbone.init_cfg instead of model.init_cfg: the decoder then starts fresh'
 
 
@@ -51,6 +53,7 @@ def load_pretrained_backbone(
     keep_final_norm: bool = False,
     use_ema: bool = False,
     inflate: str | None = None,
+    change_grn: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint of any layout into an mmcnx2.ConvNeXtV2, all of it or nothing; returns what was done and logs
     one line.
@@ -71,6 +74,8 @@ def load_pretrained_backbone(
         another number of input channels than the backbone: 'mean' gives every channel the
             mean filter, 'copy' repeats the filters in order (both times old / new channels), 'zero' adds filters of
             zeros; only 'mean' can make fewer channels. Without it other channels are an error.
+        change_grn: file and backbone may differ in GRN, or in what stands in its place: what the file lacks starts as
+            it was built (GRN: the identity), what the backbone lacks is left out. Without it that is an error.
 
     Raises CheckpointError; the backbone is then unchanged.
     """
@@ -79,10 +84,12 @@ def load_pretrained_backbone(
     file = read_checkpoint(local_file(path), use_ema)['state_dict']
     try:
         layout, state_dict = _backbone_part(file, source, prefix)
+        state_dict, substitutes = _without_substitutes(state_dict)
         canonical, _ = to_canonical(state_dict, layout)
         structure = measure_structure(canonical)
-        check_complete(canonical, structure, lambda name: name, (), f'layout {layout}')
-        new, left_out = _fit(canonical, structure, backbone, keep_final_norm, inflate)
+        absent = () if _has_grn_or_layer_scale(canonical) else ('backbone.stages.*.grn.*',)  # `_fit` has the say
+        check_complete(canonical, structure, lambda name: name, absent, f'layout {layout}')
+        new, left_out = _fit(canonical, structure, backbone, keep_final_norm, inflate, substitutes, change_grn)
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from error
 
@@ -90,6 +97,9 @@ def load_pretrained_backbone(
     fresh = [name for name in own if name not in new]
     backbone.load_state_dict({**{name: own[name] for name in fresh}, **new})
     notes = [f'start fresh: {shown(fresh)}'] if fresh else []
+    fresh_grn = [own[name] for name in fresh if '.grn.' in name]
+    if fresh_grn and not any(tensor.any() for tensor in fresh_grn):
+        notes.append('GRN was not in the file and starts at zero, as the identity')
     notes += [f'left out: {shown(left_out)}'] if left_out else []
     num_beside = len(file) - len(new) - len(left_out)
     notes += [f'not looked at: {num_beside} keys beside the backbone'] if num_beside else []
@@ -193,12 +203,30 @@ def _backbone_part(state_dict: dict[str, Tensor], source: str, prefix: str | Non
     return layout, state_dict
 
 
+def _without_substitutes(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(the others, what stands in GRN's place by the backbone's own names)."""
+    found = {name: SUBSTITUTE.fullmatch(name) for name in state_dict}
+    others = {name: tensor for name, tensor in state_dict.items() if not found[name]}
+    return others, {match[1]: state_dict[name] for name, match in found.items() if match}
+
+
+def _has_grn_or_layer_scale(canonical: dict[str, Tensor]) -> bool:
+    """V2's or V1's mark; our own ablations have files with neither."""
+    return any('.grn.' in name or re.fullmatch(r'backbone\.stages\.\d+\.\d+\.gamma', name) for name in canonical)
+
+
 def _fit(
-    canonical: dict[str, Tensor], structure: Structure, backbone: nn.Module, keep_final_norm: bool, inflate: str | None
+    canonical: dict[str, Tensor],
+    structure: Structure,
+    backbone: nn.Module,
+    keep_final_norm: bool,
+    inflate: str | None,
+    substitutes: dict[str, Tensor],
+    change_grn: bool,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """(the backbone's tensors by its own names, names left out) once it is certain that they fit."""
     own = backbone.state_dict()
-    model = measure_structure(to_canonical(own, 'mmcnx2')[0])
+    model = measure_structure(to_canonical(_without_substitutes(own)[0], 'mmcnx2')[0])
     if (structure.depths, structure.channels) != (model.depths, model.channels):
         raise _another_architecture(structure, model)
     names = {
@@ -226,7 +254,13 @@ def _fit(
                 f'in_channels={model.in_channels}; choose inflate={"|".join(INFLATIONS)} or set in_channels'
             )
         names[STEM] = inflate_stem(names[STEM], model.in_channels, inflate)
-    needed = [name for name in own if not re.fullmatch(r'norm[0-3]\.\w+', name)]
+    names.update(substitutes)
+    theirs, ours = ([name for name in each if '.grn.' in name] for each in (names, own))
+    changes = change_grn and set(theirs) != set(ours)
+    if changes:
+        left_out += theirs
+        names = {name: tensor for name, tensor in names.items() if name not in theirs}
+    needed = [name for name in own if not (re.fullmatch(r'norm[0-3]\.\w+', name) or (changes and name in ours))]
     missing = [name for name in needed if name not in names]
     unexpected = [name for name in names if name not in own]
     if missing or unexpected:
@@ -246,9 +280,11 @@ def _check_shapes(new: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 
 
 def _different_parts(missing: list[str], unexpected: list[str]) -> CheckpointError:
+    only_grn = all('.grn.' in name for name in missing + unexpected)
     return CheckpointError(
         'the model and the checkpoint have different parts (V1 has layer scale and no GRN, V2 the reverse); only '
         f'in the model: {shown(missing) or "none"}; only in the checkpoint: {shown(unexpected) or "none"}'
+        + ('. If that is meant, give change_grn=True in init_cfg' if only_grn else '')
     )
 
 

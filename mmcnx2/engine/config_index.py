@@ -25,6 +25,7 @@ from .user_errors import one_line
 TABLES_START, TABLES_END = '<!-- tables: python tools/write_config_index.py -->\n', '<!-- end of tables -->\n'
 TABLE_HEADER = '| config | images per step | length | parameters | GFLOPs | expect |\n|---|---|---|---|---|---|'
 FOLDER_TITLES = dict(
+    ablation='Ablations of the paper: pretraining and fine-tuning, the rows by options',
     ade20k='ADE20K: UPerNet',
     coco='COCO: Mask R-CNN and Cascade Mask R-CNN',
     demo='The demo',

@@ -39,11 +39,14 @@ def build_fcmae():
 
     def build(dtype=torch.float64, seed=0, in_channels=3, **settings):
         decoder = settings.pop('neck', {})
+        response_norm = settings.pop('response_norm', 'grn')
         model = MODELS.build(
             dict(
                 type='mmcnx2.FCMAE',
-                backbone=dict(type='mmcnx2.ConvNeXtV2', arch=MICRO, in_channels=in_channels),
-                neck=dict(type='mmcnx2.FCMAEDecoder', decoder_channels=16, **decoder),
+                backbone=dict(
+                    type='mmcnx2.ConvNeXtV2', arch=MICRO, in_channels=in_channels, response_norm=response_norm
+                ),
+                neck={'type': 'mmcnx2.FCMAEDecoder', 'decoder_channels': 16, **decoder},
                 **settings,
             )
         )

@@ -26,7 +26,7 @@ from torchvision.ops import StochasticDepth
 from mmcnx2.checkpoint import load_pretrained_backbone
 from mmcnx2.registry import MODELS
 
-from ..layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear
+from ..layers import DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear, build_response_norm
 from ..layers.kernel_choice import check_kernels
 
 NORM_EPS = 1e-6
@@ -74,16 +74,27 @@ class ConvNeXtV2Block(nn.Module):
         drop_path_rate: probability that a sample skips the block in training.
         use_grn: GRN after the GELU (V2).
         layer_scale_init_value: start of a learnt factor per channel (V1: 1e-6); 0 for none.
+        response_norm: what stands in GRN's place (layers/response_norms.py).
     """
 
     def __init__(
-        self, num_channels: int, drop_path_rate: float = 0.0, use_grn: bool = True, layer_scale_init_value: float = 0.0
+        self,
+        num_channels: int,
+        drop_path_rate: float = 0.0,
+        use_grn: bool = True,
+        layer_scale_init_value: float = 0.0,
+        response_norm: str | dict = 'grn',
     ) -> None:
         super().__init__()
+        if not use_grn and response_norm not in ('grn', {'name': 'grn'}):
+            raise ValueError(
+                f'use_grn=False leaves nothing where response_norm={response_norm!r} could stand; set use_grn=True, or '
+                'leave response_norm out.'
+            )
         self.dwconv = DepthwiseConv(num_channels, kernel_size=7)
         self.norm = LayerNorm(num_channels, eps=NORM_EPS)
         self.pwconv1 = Linear(num_channels, 4 * num_channels)
-        self.grn = GRN(4 * num_channels) if use_grn else None
+        self.grn = build_response_norm(response_norm, 4 * num_channels) if use_grn else None
         self.pwconv2 = Linear(4 * num_channels, num_channels)
         self.gamma = (
             nn.Parameter(torch.full((num_channels,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
@@ -120,6 +131,8 @@ class ConvNeXtV2(BaseModule):
             as (B, C). Needs out_norm and the last stage in out_indices.
         drop_path_rate: of the last block; it grows linearly from 0 at the first.
         use_grn: V2.
+        response_norm: what stands in GRN's place: 'grn', 'lrn', 'bn', 'ln', 'se', 'cbam', or dict(name='grn',
+            aggregation='l1', ...) with the settings of layers/response_norms.py.
         layer_scale_init_value: V1: 1e-6; 0 for none.
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
@@ -148,6 +161,7 @@ class ConvNeXtV2(BaseModule):
         frozen_stages: int = 0,
         with_cp: bool = False,
         kernels: str = 'auto',
+        response_norm: str | dict = 'grn',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -187,7 +201,10 @@ class ConvNeXtV2(BaseModule):
             )
         rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
         self.stages = nn.ModuleList(
-            nn.ModuleList(ConvNeXtV2Block(width, next(rates), use_grn, layer_scale_init_value) for _ in range(depth))
+            nn.ModuleList(
+                ConvNeXtV2Block(width, next(rates), use_grn, layer_scale_init_value, response_norm)
+                for _ in range(depth)
+            )
             for depth, width in zip(self.depths, self.channels, strict=True)
         )
         for i in self.out_indices:

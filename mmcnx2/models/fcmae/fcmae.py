@@ -18,12 +18,17 @@ from torch import Tensor
 from mmcnx2.checkpoint import load_pretrained_fcmae
 from mmcnx2.registry import MODELS
 
-from ..layers import DenseLayout, Layout, MinkowskiLayout, VisibleLayout
+from ..layers import DenseLayout, Layout, LeakingLayout, MinkowskiLayout, VisibleLayout
 from ..layers.layout import check_grn_over
 from ..layers.minkowski_layout import import_minkowski_engine
 from .masking import random_visible
 
-LAYOUTS = {'visible': VisibleLayout, 'dense': DenseLayout, 'minkowski': MinkowskiLayout}
+LAYOUTS = {
+    'visible': VisibleLayout,
+    'dense': DenseLayout,
+    'minkowski': MinkowskiLayout,
+    'leaking': LeakingLayout,
+}
 
 
 @MODELS.register_module()
@@ -35,14 +40,16 @@ class FCMAE(BaseModel):
     output norms here, so every parameter of the model gets a gradient.
 
     Args:
-        backbone: config of a backbone written against layouts; out_norm=False and the last map alone are set.
-        neck: config of the decoder; its in_channels is filled in, and the backbone's kernels.
+        backbone: config of a backbone written against layouts; out_norm=False is set, and which maps the decoder takes:
+            the last one, or all for a decoder with skips=True.
+        neck: config of the decoder; its in_channels (and skip_channels) are filled in, and the backbone's kernels.
         head: config of the head; in_channels, image_channels and stride are filled in.
         mask_ratio: share of hidden cells, in (0, 1); the number of visible cells is rounded down.
         patch_size: pixels per side of a cell; a multiple of the backbone's total stride.
         layout: 'visible' computes visible cells only; 'dense' computes the whole masked map, slower, with equal
             results; 'minkowski' goes through the library of the official code, with equal results, on the
-            CPU and after `make minkowski`.
+            CPU and after `make minkowski`; 'leaking' hides cells in the image only, after which they fill up (the
+            paper's comparison, no use otherwise).
         grn_over: 'image' (paper, released weights) or 'batch' (the released PyTorch code).
         data_preprocessor: config, for example mmpretrain.SelfSupDataPreprocessor with mean and std.
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads encoder and decoder, strictly, from a pretraining run
@@ -82,26 +89,24 @@ class FCMAE(BaseModel):
                 'and the segmentor bring fresh ones.'
             )
         check_grn_over(grn_over)
-        self.backbone = MODELS.build({**backbone, 'out_norm': False, 'out_indices': -1})
+        neck = {'type': 'mmcnx2.FCMAEDecoder', **(neck or {})}
+        has_skips = neck.get('skips', False)
+        out_indices = range(4) if has_skips else -1
+        self.backbone = MODELS.build({**backbone, 'out_norm': False, 'out_indices': out_indices})
         stride = self.backbone.total_stride
         if patch_size < stride or patch_size % stride:
             raise ValueError(
                 f'patch_size={patch_size} is not a multiple of the total stride of the backbone, {stride} px.'
             )
-        self.neck = MODELS.build(
-            {
-                'type': 'mmcnx2.FCMAEDecoder',
-                'kernels': self.backbone.kernels,
-                **(neck or {}),
-                'in_channels': self.backbone.channels[-1],
-            }
-        )
+        *skip_channels, in_channels = self.backbone.channels
+        skips = {'skip_channels': skip_channels} if has_skips else {}
+        self.neck = MODELS.build({'kernels': self.backbone.kernels, **neck, 'in_channels': in_channels, **skips})
         self.head = MODELS.build(
             {
                 'type': 'mmcnx2.PixelReconstructionHead',
                 **(head or {}),
-                'stride': stride,
-                'in_channels': self.neck.decoder_channels,
+                'stride': stride // self.neck.upsampling,
+                'in_channels': self.neck.out_channels,
                 'image_channels': self.backbone.in_channels,
             }
         )
@@ -167,7 +172,25 @@ class FCMAE(BaseModel):
 
     def encode(self, images_BCHW: Tensor, visible_BGG: Tensor) -> Tensor:
         """features_BCGG of visible cells, zeros in hidden ones; patch_size / total stride positions per side of a
-        cell."""
+        cell. With layout='leaking' hidden cells are not zero."""
+        return self._maps(images_BCHW, visible_BGG)[-1]
+
+    def reconstruct(self, images: Tensor, visible: Tensor) -> Tensor:
+        """predictions_BLP: values of every cell, row by row; normalised per cell when the head's norm_pix is on.
+
+        P = patch_size * patch_size * channels, in (row, column, channel) order. Only hidden cells are trained.
+        """
+        *skips_BCHW, features_BCHW = self._maps(images, visible)
+        positions_per_side = self.patch_size // self.backbone.total_stride
+        visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        return self.head(self.neck(features_BCHW, visible_BHW, *skips_BCHW), self.patch_size)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
+        """As the backbone's, for parameters of the whole model."""
+        return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
+
+    def _maps(self, images_BCHW: Tensor, visible_BGG: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's maps that the decoder takes, the last one last."""
         if visible_BGG.dtype != torch.bool or len(visible_BGG) != len(images_BCHW):
             raise TypeError(
                 f'visible is a {visible_BGG.dtype} tensor of shape {tuple(visible_BGG.shape)} for {len(images_BCHW)} '
@@ -175,21 +198,7 @@ class FCMAE(BaseModel):
                 'way round: visible = mask == 0).'
             )
         self._check_sizes(images_BCHW, visible_BGG.shape[1:])
-        return self.backbone(images_BCHW, self._layout_of(visible_BGG))[-1]
-
-    def reconstruct(self, images: Tensor, visible: Tensor) -> Tensor:
-        """predictions_BLP: values of every cell, row by row; normalised per cell when the head's norm_pix is on.
-
-        P = patch_size * patch_size * channels, in (row, column, channel) order. Only hidden cells are trained.
-        """
-        features_BCHW = self.encode(images, visible)
-        positions_per_side = self.patch_size // self.backbone.total_stride
-        visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
-        return self.head(self.neck(features_BCHW, visible_BHW), self.patch_size)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
-        """As the backbone's, for parameters of the whole model."""
-        return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
+        return self.backbone(images_BCHW, self._layout_of(visible_BGG))
 
     def _layout_of(self, visible_BGG: Tensor) -> Layout:
         return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over, kernels=self.backbone.kernels)

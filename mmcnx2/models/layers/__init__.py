@@ -3,10 +3,11 @@
 from .depthwise import DepthwiseConv
 from .grn import GRN
 from .layer_norm import LayerNorm
-from .layout import DenseLayout, Layout, VisibleLayout
+from .layout import DenseLayout, Layout, LeakingLayout, VisibleLayout
 from .linear import Linear
 from .minkowski_layout import MinkowskiLayout
 from .patch_linear import PatchLinear
+from .response_norms import build_response_norm
 
 __all__ = [
     'GRN',
@@ -14,8 +15,10 @@ __all__ = [
     'DepthwiseConv',
     'LayerNorm',
     'Layout',
+    'LeakingLayout',
     'Linear',
     'MinkowskiLayout',
     'PatchLinear',
     'VisibleLayout',
+    'build_response_norm',
 ]

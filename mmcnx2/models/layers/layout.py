@@ -1,10 +1,10 @@
 """Where the positions of a feature map live. A block computes; a layout knows its neighbours.
 
 A layout answers four questions: how pixels become its values (`from_images`), what a depthwise convolution gives
-(`conv`), over which positions GRN sums (`channel_norms`, `num_grn_groups`), and what ordinary map the values stand for
-(`to_map`). All values are channels last. Its `kernels` say which implementation computes (kernel_choice.py). A
-convolution whose stride equals its kernel never leaves a position's own window: it is a linear layer in any layout
-(patch_linear.py).
+(`conv`), over which positions GRN sums (`channel_norms`, `num_grn_groups`; `pool` for what may replace it), and what
+ordinary map the values stand for (`to_map`). All values are channels last. Its `kernels` say which implementation
+computes (kernel_choice.py). A convolution whose stride equals its kernel never leaves a position's own window: it is a
+linear layer in any layout (patch_linear.py).
 
 Shape letters: B images, C channels, H W rows and columns, G G rows and columns of the grid of cells (the two need not
 be equal), K visible cells per image, P positions per side of a cell at the current stride, S pixels per side of a
@@ -28,6 +28,7 @@ from .depthwise import DepthwiseConv
 from .kernel_choice import check_kernels, chosen_kernels, under_autocast
 
 GRN_SCOPES = ('image', 'batch')
+POOLED_NORMS = {'l1': 1, 'l2': 2}
 
 
 class Layout(Protocol):
@@ -39,6 +40,7 @@ class Layout(Protocol):
     def conv(self, x: Tensor, module: nn.Module) -> Tensor: ...
     def channel_norms(self, x: Tensor) -> Tensor: ...
     def num_grn_groups(self, x: Tensor) -> int | None: ...
+    def pool(self, x: Tensor, how: str, over: str | None = None) -> Tensor: ...
     def to_map(self, x: Tensor) -> Tensor: ...
 
 
@@ -53,6 +55,21 @@ def check_grn_over(grn_over: str) -> None:
 def _norm_over(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """L2 norm over dims, kept as size 1; accumulated in float32 when x is narrower."""
     return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _pooled(x: Tensor, how: str, over: str, seen: Tensor | None = None) -> Tensor:
+    """Seen positions of each channel as one number, kept as size 1 in every dim before the last, except that of the
+    images with over='image'; computed in float32 when x is narrower."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims = tuple(range(1 if over == 'image' else 0, x.dim() - 1))
+    if how == 'max':
+        return (x if seen is None else x.masked_fill(~seen, -torch.inf)).amax(dims, keepdim=True)
+    x = x if seen is None else torch.where(seen, x, x.new_zeros(()))
+    if how != 'mean':
+        return torch.linalg.vector_norm(x, POOLED_NORMS[how], dim=dims, keepdim=True)
+    if seen is None:
+        return x.mean(dims, keepdim=True)
+    return x.sum(dims, keepdim=True) / seen.sum(dims, keepdim=True).clamp(min=1)
 
 
 def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
@@ -104,12 +121,15 @@ class DenseLayout:
         self.kernels = kernels if visible_BGG is None else 'torch'
         self.grn_dims = (1, 2) if grn_over == 'image' else (0, 1, 2)
 
+    def _seen(self, x_BHWC: Tensor) -> Tensor:
+        positions_per_side = x_BHWC.shape[1] // self.visible_BGG.shape[1]
+        visible_BHW = self.visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        return visible_BHW[..., None]
+
     def _hide(self, x_BHWC: Tensor) -> Tensor:
         if self.visible_BGG is None:
             return x_BHWC
-        positions_per_side = x_BHWC.shape[1] // self.visible_BGG.shape[1]
-        visible_BHW = self.visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
-        return torch.where(visible_BHW[..., None], x_BHWC, x_BHWC.new_zeros(()))
+        return torch.where(self._seen(x_BHWC), x_BHWC, x_BHWC.new_zeros(()))
 
     def from_images(self, images_BCHW: Tensor) -> Tensor:
         """Images -> x_BHWC at stride 1."""
@@ -135,9 +155,41 @@ class DenseLayout:
             return None
         return len(x_BHWC) if self.grn_over == 'image' else 1
 
+    def pool(self, x_BHWC: Tensor, how: str, over: str | None = None) -> Tensor:
+        """One number per channel out of its positions, at least float32: (B, 1, 1, C) per image, (1, 1, 1, C) over the
+        batch.
+
+        Args:
+            how: 'mean', 'max', or a norm: 'l1', 'l2'.
+            over: 'image' or 'batch'; None: as `grn_over`.
+        """
+        return _pooled(x_BHWC, how, over or self.grn_over, None if self.visible_BGG is None else self._seen(x_BHWC))
+
     def to_map(self, x_BHWC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W); zero in hidden cells."""
         return self._hide(x_BHWC).permute(0, 3, 1, 2).contiguous()
+
+
+class LeakingLayout(DenseLayout):
+    """What masking is without sparse convolution: hidden cells are black pixels at the input, and ordinary positions
+    from there on.
+
+    The mask fades from layer to layer: biases and neighbours fill hidden positions, which then count in convolutions,
+    GRN and the resulting map. For the paper's comparison (section 3 of arXiv 2301.00808: 79.3 against 83.7), not for
+    use. Hidden pixels stay unseen here too; values x_BHWC.
+
+    Args:
+        visible_BGG: bool, True where a cell is seen.
+        grn_over, kernels: as in DenseLayout.
+    """
+
+    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image', kernels: str = 'auto') -> None:
+        super().__init__(None, grn_over, kernels)
+        self._input_layout = DenseLayout(visible_BGG)
+
+    def from_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images -> x_BHWC at stride 1, zero in hidden cells."""
+        return self._input_layout._hide(super().from_images(images_BCHW))
 
 
 class _SpreadRows(torch.autograd.Function):
@@ -255,6 +307,10 @@ class VisibleLayout:
     def num_grn_groups(self, x_BKPPC: Tensor) -> int:
         """Into how many equal parts the positions fall, over each of which GRN sums."""
         return self.num_images if self.grn_over == 'image' else 1
+
+    def pool(self, x_BKPPC: Tensor, how: str, over: str | None = None) -> Tensor:
+        """As `DenseLayout.pool`, over visible positions: (B, 1, 1, 1, C) or (1, 1, 1, 1, C)."""
+        return _pooled(x_BKPPC, how, over or self.grn_over)
 
     def to_map(self, x_BKPPC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W); zero in hidden cells."""

@@ -143,6 +143,10 @@ class MinkowskiLayout:
         """As `VisibleLayout.num_grn_groups`."""
         return self.visible.num_grn_groups(x_BKPPC)
 
+    def pool(self, x_BKPPC: Tensor, how: str, over: str | None = None) -> Tensor:
+        """As `VisibleLayout.pool`."""
+        return self.visible.pool(x_BKPPC, how, over)
+
     def to_map(self, x_BKPPC: Tensor) -> Tensor:
         """Contiguous map (B, C, H, W) by SparseTensor.dense with its shape given; zero in hidden cells."""
         P, C = x_BKPPC.shape[-2:]
