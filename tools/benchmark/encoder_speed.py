@@ -66,6 +66,7 @@ OWN = {
 SPARK = "mmpretrain's SparK"
 LAYOUT_OF = {'masked': 'dense', 'visible': 'visible', 'minkowski': 'minkowski'}
 CHOICES = (*OWN, 'spark', *PEERS)
+OFFICIAL_WAY = "the steps around the library by PyTorch's operators, as in the official code; --kernels cpp takes ours"
 PATCH_SIZE = 32
 SPARK_CONDITION = 'with the biases of pwconv1 at 0, which its GRN sums over hidden positions'
 CURVE = {
@@ -179,11 +180,13 @@ def own_candidate(layout: str, inputs: Inputs, is_fcmae: bool, reference: str | 
 
         return Candidate(OWN[layout], fcmae, loss, equals, notes=('the whole pretraining step',))
     make_layout = LAYOUTS[LAYOUT_OF[layout]]
+    is_official = layout == 'minkowski' and backbone.kernels == 'auto'
+    kernels = 'torch' if is_official else backbone.kernels
 
     def encode(run: Callable) -> Sequence[Tensor]:
-        return run(images, make_layout(visible, kernels=backbone.kernels))
+        return run(images, make_layout(visible, kernels=kernels))
 
-    return Candidate(OWN[layout], backbone, encode, equals, work=work)
+    return Candidate(OWN[layout], backbone, encode, equals, work=work, notes=(OFFICIAL_WAY,) if is_official else ())
 
 
 def spark_candidate(arch: str, inputs: Inputs, reference: str | None) -> Candidate:
