@@ -45,6 +45,8 @@ def options_of(tool: str) -> set[str]:
         source += (ROOT / 'mmcnx2' / 'engine' / 'run_config.py').read_text()
     if 'add_feature_arguments' in source:
         source += (ROOT / 'mmcnx2' / 'engine' / 'feature_options.py').read_text()
+    if 'speed_settings.add_options' in source:
+        source += (ROOT / 'mmcnx2' / 'analysis' / 'speed_settings.py').read_text()
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     named = [call.args for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == 'add_argument']
     return {'--help'} | {arg.value for args in named for arg in args if str(getattr(arg, 'value', '')).startswith('--')}
