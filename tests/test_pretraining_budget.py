@@ -182,6 +182,10 @@ def test_from_pictures_to_the_sentence(call_driver, tmp_path):
     assert all(line.count('--init') == 3 and '--cfg-options x=3 lr=' in line for line in transfers)
     assert all('--data data/demo=data/part-0' in line and '--fractions 0.5' in line for line in transfers)
     assert (tmp_path / 'work' / 'gain.png').stat().st_size > 0
+    before = (tmp_path / 'work' / 'results.md').read_text().split('## Pretraining')
+    assert call_driver('--budgets', '1e5', '1e4', *grid, '--task-options', 'x=3', '--report')[0] == 0
+    after = (tmp_path / 'work' / 'results.md').read_text().split('## Pretraining')
+    assert after[0] == before[0] and '--report' not in after[1] and len(lines_of(tmp_path / 'transferred')) == 6
 
 
 def test_what_is_done_stays_when_a_budget_and_a_seed_are_added(call_driver, tmp_path):

@@ -381,9 +381,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--report', action='store_true', help='write the report of what is there, run nothing')
     parser.add_argument('--dry-run', action='store_true', help='say what would be run, run nothing')
     args = parser.parse_args(argv)
-    args.command = shlex.join(
-        ['python', 'tools/benchmark/pretraining_budget.py', *(sys.argv[1:] if argv is None else argv)]
-    )
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != '--report']  # it measures nothing
+    args.command = shlex.join(['python', 'tools/benchmark/pretraining_budget.py', *words])
     return args
 
 
