@@ -4,6 +4,7 @@ test.
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def quick_demo(tmp_path_factory):
     """One whole quick run of the demo, a minute long: its folder and what it printed."""
     folder = tmp_path_factory.mktemp('demo')
     return folder, run_quick(folder)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A tool that is called in this process may leave its handler; processes that a later test forks would inherit it
+    and not end when told to.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

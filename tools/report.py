@@ -188,11 +188,11 @@ def drawn_samples(
 
 def pictures_of_folders(places: Sequence[tuple[str, Path]], runs: Sequence[RunFacts]) -> list[Section]:
     """Pictures that lie in a folder of several runs instead of in one of them, or in one that holds no run at all."""
-    folders = [facts.folder for facts in runs]
+    folders = [facts.folder.resolve() for facts in runs]
     pictures = []
     for _, place in places:
-        if place not in folders:
-            has_runs = any(place in folder.parents for folder in folders)
+        if place.resolve() not in folders:
+            has_runs = any(place.resolve() in folder.parents for folder in folders)
             pictures += pictures_of(place, (*RECONSTRUCTIONS, *ANALYSES) if has_runs else ('.',))
     return [Section('Analysis of several runs', pictures)] if pictures else []
 

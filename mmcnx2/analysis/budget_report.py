@@ -241,11 +241,15 @@ def budget_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
             f'{budget["steps"]:,} x {budget["batch_size"]}',
             NOT_RUN if budget['loss'] is None else f'{budget["loss"]:.3f}',
             f'{budget["seconds"]:.0f}',
-            f'{budget["views"] / budget["seconds"]:.0f}',
+            f'{_images_per_second(budget):.0f}',
         ]
         for budget in results['budgets']
     ]
     return ['budget', 'image views', 'distinct pictures', 'steps x batch', 'last loss', 'seconds', 'images/s'], rows
+
+
+def _images_per_second(budget: Mapping) -> float:
+    return budget['views'] / max(budget['seconds'], 0.1)  # seconds are written with one decimal
 
 
 def costs_not_run(results: Mapping) -> list[str]:
@@ -253,7 +257,7 @@ def costs_not_run(results: Mapping) -> list[str]:
     if not results['budgets']:
         return []
     largest = max(results['budgets'], key=lambda budget: budget['views'])
-    speed = largest['views'] / largest['seconds']
+    speed = _images_per_second(largest)
     done = {budget['asked'] for budget in results['budgets']}
     return [
         f'{views_text(views)} image views: not run; {views / speed / 3600:.1f} hours here, at the {speed:.0f} images/s '
