@@ -9,12 +9,9 @@ object in its red and green channels, X.json with names. Touch this file for wha
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
-import multiprocessing
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,6 +28,7 @@ from .ade20k_classes import CLASS_OF_NAME, CLASS_OF_OBJECT, CLASSES, class_of, n
 from .annotation_checks import label_map_problems
 from .download import Archive
 from .folder_checks import Findings, files_in, missing_sentence, named
+from .worker_pool import results_of
 
 NUM_CLASSES = len(CLASSES)
 # folder: (images, beginning of their names)
@@ -151,13 +149,7 @@ def convert_full_release(
     _claim(out, dict(short_side=short_side))
     todo = [job for job in jobs if not all(path.is_file() for path in _targets(job))]
     result.num_there = len(jobs) - len(todo)
-    num_workers = num_workers or len(os.sched_getaffinity(0))
-    with contextlib.ExitStack() as stack:
-        if num_workers == 1 or len(todo) < 8:
-            done = map(_convert_one, todo)
-        else:
-            pool = stack.enter_context(multiprocessing.get_context('fork').Pool(num_workers))
-            done = pool.imap(_convert_one, todo, chunksize=4)
+    with results_of(_convert_one, todo, num_workers, chunk_size=4) as done:
         for job, (classes, has_names) in zip(todo, progress(done, len(todo)), strict=True):
             result.images_of_class.update(classes)
             if not has_names:

@@ -11,14 +11,12 @@ category ids are the same numbers. Touch this file for formats and folders; not 
 """
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import multiprocessing
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from mmcnx2.atomic_write import write_atomically
 from mmcnx2.version import __version__
 
 from .demo_scenes import BACKGROUND, CLASSES, SCENE_VERSION, Scene, draw_scene
+from .worker_pool import results_of
 
 KIND = 'mmcnx2 demo scenes'
 META_FILE = 'meta.json'
@@ -76,7 +75,7 @@ def write_demo(out: str | Path, num_unlabelled: int = 2000, num_train: int = 64,
     _write_meta(out, dict(kind=KIND, complete=False, settings=settings))
     jobs = [(str(out), split, index, size, seed) for split, count in counts.items() for index in range(count)]
     labelled: dict[str, list] = dict(train=[], val=[])
-    with _run(jobs, num_workers or len(os.sched_getaffinity(0))) as done:
+    with results_of(_write_scene, jobs, num_workers) as done:
         for (_, split, _, _, _), instances in zip(jobs, progress(done, len(jobs)), strict=True):
             if split in labelled:
                 labelled[split].append(instances)
@@ -191,15 +190,6 @@ def _encoded(pixels: np.ndarray, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _run(jobs: list, num_workers: int) -> Iterator[Iterable[list[dict]]]:
-    if num_workers == 1 or len(jobs) < 8:
-        yield map(_write_scene, jobs)
-        return
-    with multiprocessing.get_context('fork').Pool(num_workers) as pool:
-        yield pool.imap(_write_scene, jobs, chunksize=8)
 
 
 def _is_there(out: Path, settings: dict, force: bool) -> bool:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from mmcnx2.version import __version__
 from .image_files import EXTENSIONS, find_images
 from .load_image import MAX_PIXELS, UnreadableImage, check_size, read_image, reasons
 from .load_random_resized_crop import JPEG_START, TURNS, orientation_of, resized
+from .worker_pool import results_of
 
 KIND = 'mmcnx2 shrunken copies'
 MARK_FILE = 'shrunken.json'
@@ -104,7 +104,7 @@ def shrink(
     left_out: dict[str, str] = {}
     job = partial(_copy, shorter_side=shorter_side, quality=quality)
     jobs = [(path, str(out / name)) for name, path in originals.items()]
-    with _run(job, jobs, num_workers or len(os.sched_getaffinity(0))) as results:
+    with results_of(job, jobs, num_workers) as results:
         for path, what, reason in progress(results, len(jobs)):
             if reason:
                 left_out[path] = reason
@@ -193,15 +193,6 @@ def _encoded(image_HWC: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, 'JPEG', quality=quality)
     return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _run(job: Callable, jobs: list, num_workers: int) -> Iterator[Iterable]:
-    if num_workers == 1 or len(jobs) < 8:
-        yield map(job, jobs)
-        return
-    with multiprocessing.get_context('fork').Pool(num_workers, torch.set_num_threads, (1,)) as pool:
-        yield pool.imap(job, jobs, chunksize=8)
 
 
 def _folder_of(paths: list[str]) -> Path:
