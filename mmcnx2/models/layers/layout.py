@@ -52,21 +52,17 @@ def check_grn_over(grn_over: str) -> None:
         )
 
 
-def _norm_over(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """L2 norm over dims, kept as size 1; accumulated in float32 when x is narrower."""
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
 def _pooled(x: Tensor, how: str, over: str, seen: Tensor | None = None) -> Tensor:
     """Seen positions of each channel as one number, kept as size 1 in every dim before the last, except that of the
     images with over='image'; computed in float32 when x is narrower."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype = torch.promote_types(x.dtype, torch.float32)
     dims = tuple(range(1 if over == 'image' else 0, x.dim() - 1))
     if how == 'max':
-        return (x if seen is None else x.masked_fill(~seen, -torch.inf)).amax(dims, keepdim=True)
+        return (x if seen is None else x.masked_fill(~seen, -torch.inf)).amax(dims, keepdim=True).to(dtype)
     x = x if seen is None else torch.where(seen, x, x.new_zeros(()))
     if how != 'mean':
-        return torch.linalg.vector_norm(x, POOLED_NORMS[how], dim=dims, keepdim=True)
+        return torch.linalg.vector_norm(x, POOLED_NORMS[how], dim=dims, keepdim=True, dtype=dtype)
+    x = x.to(dtype)
     if seen is None:
         return x.mean(dims, keepdim=True)
     return x.sum(dims, keepdim=True) / seen.sum(dims, keepdim=True).clamp(min=1)
@@ -119,7 +115,6 @@ class DenseLayout:
         self.visible_BGG = visible_BGG
         self.grn_over = grn_over
         self.kernels = kernels if visible_BGG is None else 'torch'
-        self.grn_dims = (1, 2) if grn_over == 'image' else (0, 1, 2)
 
     def _seen(self, x_BHWC: Tensor) -> Tensor:
         positions_per_side = x_BHWC.shape[1] // self.visible_BGG.shape[1]
@@ -147,7 +142,7 @@ class DenseLayout:
 
     def channel_norms(self, x_BHWC: Tensor) -> Tensor:
         """L2 norm of each channel, (B, 1, 1, C) per image or (1, 1, 1, C) over the batch, at least float32."""
-        return _norm_over(self._hide(x_BHWC), self.grn_dims)
+        return self.pool(x_BHWC, 'l2')
 
     def num_grn_groups(self, x_BHWC: Tensor) -> int | None:
         """Into how many equal parts the positions fall, over each of which GRN sums; None where some do not count."""
@@ -238,7 +233,6 @@ class VisibleLayout:
         check_grn_over(grn_over)
         check_kernels(kernels)
         self.grn_over, self.kernels = grn_over, kernels
-        self.grn_dims = (1, 2, 3) if grn_over == 'image' else (0, 1, 2, 3)
         self.num_images, *self.grid_shape = visible_BGG.shape
         self.cells_N = visible_BGG.flatten().nonzero().squeeze(1)  # flat index of each visible cell in (B, G, G)
         self.num_visible = self.cells_N.numel() // self.num_images
@@ -302,7 +296,7 @@ class VisibleLayout:
     def channel_norms(self, x_BKPPC: Tensor) -> Tensor:
         """L2 norm of each channel over visible positions, (B, 1, 1, 1, C) per image or (1, 1, 1, 1, C), at least
         float32."""
-        return _norm_over(x_BKPPC, self.grn_dims)
+        return self.pool(x_BKPPC, 'l2')
 
     def num_grn_groups(self, x_BKPPC: Tensor) -> int:
         """Into how many equal parts the positions fall, over each of which GRN sums."""

@@ -24,6 +24,8 @@ import math
 import torch
 from torch import Tensor
 
+from .kernel_choice import under_autocast
+
 try:
     import triton
     import triton.language as tl
@@ -453,7 +455,7 @@ def depthwise_conv(
         ValueError: shapes that do not belong together, a kernel size that is even or too large, values on the CPU
             outside of Triton's interpreter.
     """
-    cells_NPQC = _under_autocast(cells_NPQC)
+    cells_NPQC = under_autocast(cells_NPQC)
     _check_values(cells_NPQC, 'depthwise_conv')
     num_channels, _, kernel_size, _ = weight_C1KK.shape
     if weight_C1KK.shape != (cells_NPQC.shape[-1], 1, kernel_size, kernel_size):
@@ -971,11 +973,6 @@ def layer_norm(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float = 1e-6) -
 
 
 # --- shared by all --------------------------------------------------------------------------------------------------
-
-
-def _under_autocast(values: Tensor) -> Tensor:
-    kind = values.device.type
-    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
 
 
 def _check_values(values: Tensor, name: str) -> None:
