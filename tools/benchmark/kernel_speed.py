@@ -20,22 +20,23 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import mmcnx2
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.models.backbones.convnext_v2 import ARCHS, NORM_EPS, STRIDES
 from mmcnx2.models.fcmae.masking import random_visible
-from mmcnx2.models.layers import GRN, DenseLayout, VisibleLayout, triton_kernels
-from mmcnx2.models.layers.depthwise import DepthwiseConv
+from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, VisibleLayout, triton_kernels
 
+KERNELS = ('torch', 'triton')
 CELL_SIZE = 32  # px
 CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any card
 QUEUE_CYCLES = 4_000_000  # about 2 ms in which the launches of a run queue up
@@ -69,19 +70,18 @@ def kernel_cases(num_channels: int, positions_per_side: int, visible_BGG: Tensor
     """The steps of a block at one stage, on visible cells and, for the convolution, on the whole map too."""
     C, P, device = num_channels, positions_per_side, visible_BGG.device
     (B, rows, columns), num_cells = visible_BGG.shape, int(visible_BGG.sum())
-    cells_N = visible_BGG.flatten().nonzero().squeeze(1)
-    slots = torch.full((visible_BGG.numel(),), -1, dtype=torch.int32, device=device)
-    slots[cells_N] = torch.arange(num_cells, dtype=torch.int32, device=device)
-    slots_BGG = slots.view(visible_BGG.shape)
-    alone_B11 = torch.arange(B, dtype=torch.int32, device=device).view(B, 1, 1)
-    visible = VisibleLayout(visible_BGG, kernels='torch')
+    visible = {name: VisibleLayout(visible_BGG, kernels=name) for name in KERNELS}
+    dense = {name: DenseLayout(kernels=name) for name in KERNELS}
     conv = DepthwiseConv(C, 7).to(device)
-    norm = nn.LayerNorm(C, eps=NORM_EPS).to(device)
+    norm = LayerNorm(C, eps=NORM_EPS).to(device)
     grn = GRN(4 * C).to(device)
     nn.init.normal_(grn.gamma)
 
     def values(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    def normalised(layout: Layout) -> Tensor:
+        return norm(x, layout).to(dtype)  # as the linear layer that follows casts it
 
     def bytes_of(x: Tensor, forward: int, backward: int) -> dict[str, int]:
         return dict(forward=forward * x.nbytes, backward=backward * x.nbytes)
@@ -90,45 +90,27 @@ def kernel_cases(num_channels: int, positions_per_side: int, visible_BGG: Tensor
     yield Case(
         f'depthwise 7 x 7, visible, P={P}, C={C}',
         [x, *conv.parameters()],
-        dict(
-            torch=lambda: visible.conv(x, conv),
-            triton=lambda: triton_kernels.depthwise_conv(
-                x.flatten(0, 1), conv.weight, conv.bias, slots_BGG, cells_N
-            ).view(x.shape),
-        ),
+        {name: partial(layout.conv, x, conv) for name, layout in visible.items()},
         bytes_of(x, 2, 3),
     )
     whole = values(B, rows * P, columns * P, C)
     yield Case(
         f'depthwise 7 x 7, whole map, {rows * P} x {columns * P}, C={C}',
         [whole, *conv.parameters()],
-        dict(
-            torch=lambda: DenseLayout(kernels='torch').conv(whole, conv),
-            triton=lambda: triton_kernels.depthwise_conv(
-                whole, conv.weight, conv.bias, alone_B11, torch.arange(B, device=device)
-            ),
-        ),
+        {name: partial(layout.conv, whole, conv) for name, layout in dense.items()},
         bytes_of(whole, 2, 3),
     )
     hidden = values(B, num_cells // B, P, P, 4 * C)
     yield Case(
         f'GELU + GRN, P={P}, F={4 * C}',
         [hidden, *grn.parameters()],
-        dict(
-            torch=lambda: grn(hidden, visible, after_gelu=True),
-            triton=lambda: triton_kernels.gelu_grn(hidden.flatten(1, 3), grn.gamma, grn.beta, grn.eps).view(
-                hidden.shape
-            ),
-        ),
+        {name: partial(grn, hidden, layout, after_gelu=True) for name, layout in visible.items()},
         bytes_of(hidden, 3, 5),
     )
     yield Case(
         f'LayerNorm, P={P}, C={C}',
         [x, *norm.parameters()],
-        dict(
-            torch=lambda: F.layer_norm(x, (C,), norm.weight, norm.bias, norm.eps).to(dtype),
-            triton=lambda: triton_kernels.layer_norm(x, norm.weight, norm.bias, norm.eps),
-        ),
+        {name: partial(normalised, layout) for name, layout in visible.items()},
         bytes_of(x, 2, 3),
     )
 
@@ -225,7 +207,7 @@ def time_encoder(arch: str, batch_size: int, args: argparse.Namespace) -> dict[s
     each in blocks of runs that take turns, so that a card that slows down slows both."""
     seconds: dict[str, list[float]] = {}
     result: dict[str, dict[str, float] | None] = {}
-    for kernels in ('torch', 'triton') * 2:
+    for kernels in KERNELS * 2:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -296,8 +278,8 @@ def write(results: dict, folder: Path) -> Path:
     card = re.sub(r'[^a-z0-9]+', '-', results['card'].lower()).strip('-')
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f'kernel_speed_{card}_{results["date"]}'
-    (folder / f'{target.name}.json').write_text(json.dumps(results, indent=1) + '\n')
-    (folder / f'{target.name}.md').write_text(report_of(results))
+    write_atomically(folder / f'{target.name}.json', json.dumps(results, indent=1) + '\n')
+    write_atomically(folder / f'{target.name}.md', report_of(results))
     return target
 
 
