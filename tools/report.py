@@ -29,6 +29,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +173,11 @@ def drawn_samples(
             mine = group[start : start + RUNS_PER_SHEET]
             names = ', '.join(facts.label for facts in mine)
             print(f'draw {names}', flush=True)
-            try:
-                drawn = [evaluation.kept_samples(task, mine, num_pictures, anew)]
-            except Exception:
-                drawn = [
-                    problems.attempt(
-                        f'{facts.label}: no pictures were drawn',
-                        lambda task=task, facts=facts: evaluation.kept_samples(task, [facts], num_pictures, anew),
-                    )
-                    for facts in mine
-                ]
+            draw = partial(evaluation.kept_samples, task, num_pictures=num_pictures, anew=anew)
+            together = len(mine) > 1 and problems.attempt(f'{names}: not drawn on one sheet', partial(draw, mine))
+            drawn = [together] if together else [
+                problems.attempt(f'{facts.label}: no pictures were drawn', partial(draw, [facts])) for facts in mine
+            ]  # fmt: skip
             sheets.setdefault(task, []).extend(sheet for sheet in drawn if sheet)
     return sheets
 
