@@ -27,6 +27,7 @@ try:
     from mmengine.runner import Runner
 
     import mmcnx2  # noqa: F401  (its registries)
+    from mmcnx2.atomic_write import write_atomically
     from mmcnx2.engine import rendezvous, run_config
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
@@ -181,8 +182,7 @@ def main() -> None:
             for name, value in metrics.items():
                 print(f'{name}: {value:.6g}')
             if args.out and args.out.endswith('.json'):
-                Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-                Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
+                write_atomically(args.out, json.dumps(metrics, indent=2) + '\n')
         rendezvous.part()
 
 

@@ -132,7 +132,7 @@ def _literal(text: str, longest: int = 50) -> str:
     return ('' if not text.startswith('_') else ' ') + text.replace('$', r'\$')
 
 
-def _name_axes(axes: Axes, chart: Panel | Matrix) -> None:
+def _name_axes(axes: Axes, chart: Panel | Matrix | GainPanel) -> None:
     axes.set_title(_literal(chart.title), fontsize=11, loc='left', fontweight='bold')
     axes.set_xlabel(_literal(chart.x_label))
     axes.set_ylabel(_literal(chart.y_label, 30))
@@ -163,6 +163,10 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     if panel.from_zero:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
+    _finish_axes(axes)
+
+
+def _finish_axes(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -226,9 +230,7 @@ def draw_gains(panels: Sequence[GainPanel], path: str | Path, caption: str = '')
     lines = _wrapped(caption, 62)
     figure = Figure(figsize=(PAGE_WIDTH, 2.7 * len(panels) + 0.18 * len(lines)), layout='constrained')
     for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
-        axes.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
-        axes.set_xlabel(panel.x_label)
-        axes.set_ylabel(panel.y_label)
+        _name_axes(axes, panel)
         axes.set_xscale('log')
         axes.axhline(0, color='0.35', linewidth=1, linestyle=(0, (1, 2)))
         for index, line in enumerate(panel.lines):
@@ -250,10 +252,7 @@ def draw_gains(panels: Sequence[GainPanel], path: str | Path, caption: str = '')
             axes.set_xlim(min(every_x) / 1.5, max(every_x) * 1.5)
         else:
             axes.text(0.5, 0.5, 'nothing to compare yet', ha='center', va='center', transform=axes.transAxes)
-        axes.grid(alpha=0.25)
-        axes.spines[['top', 'right']].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=9, frameon=False)
+        _finish_axes(axes)
     if lines:
         figure.supxlabel('\n'.join(lines), fontsize=9, color='0.25', x=0.02, ha='left')
     return save_png(figure, path)

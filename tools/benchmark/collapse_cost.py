@@ -23,6 +23,7 @@ import torch
 from mmcnx2.analysis.collapse import cosine_distance, effective_rank
 from mmcnx2.analysis.comparison import markdown_table
 from mmcnx2.analysis.provenance import machine, provenance, versions
+from mmcnx2.atomic_write import write_atomically
 
 
 def all_pairs(x_BNC: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ def main() -> None:
     )
     print(text)
     if args.out:
-        args.out.write_text(text + '\n')
+        write_atomically(args.out, text + '\n')
 
 
 if __name__ == '__main__':

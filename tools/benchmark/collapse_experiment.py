@@ -221,7 +221,7 @@ def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) 
         f'```\n{command}\n```',
         provenance(origin),
     ]
-    args.out.write_text('\n\n'.join(text) + '\n')
+    write_atomically(args.out, '\n\n'.join(text) + '\n')
     print('\n\n'.join(text[:3]))
 
 

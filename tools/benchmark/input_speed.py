@@ -15,14 +15,12 @@ simplejpeg and webdataset are compared where they are installed; the project nee
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import io
 import json
 import math
 import mmap
 import os
-import platform
 import statistics
 import sys
 import tarfile
@@ -44,10 +42,11 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image, features
 from torchvision.transforms import v2
 
+from mmcnx2.analysis.provenance import machine, provenance, versions
+from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets import LoadRandomResizedCrop, SeededIndex, UnlabelledImages
 from mmcnx2.datasets.load_random_resized_crop import Crop, draw_crop, resized
 from mmcnx2.datasets.seeding import derive_seed
-from mmcnx2.version import __version__
 
 SIDE, AREAS, RATIOS = 224, (0.2, 1.0), (3 / 4, 4 / 3)
 NUM_PICTURES = {0: 600, 375: 120, 2000: 20}  # at most; fewer of the larger ones
@@ -397,24 +396,6 @@ def measure(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict:
 # ---- report
 
 
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    found = dict(mmcnx2=__version__, python=platform.python_version(), torch=torch.__version__,
-                 torchvision=torchvision.__version__, numpy=np.__version__, opencv=cv2.__version__)  # fmt: skip
-    for package in ('pillow', 'onedl-mmpretrain', 'simplejpeg', 'webdataset'):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    found['libjpeg-turbo of Pillow'] = features.version_feature('libjpeg_turbo') or 'none'
-    return found
-
-
 def table(result: dict, target: int) -> list[str]:
     lines = [
         f'| way | pictures/s per core | slowest to fastest round | cores for {target:,}/s | kB per picture | '
@@ -438,19 +419,23 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    sources = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in ('.jpg', '.jpeg'))
+    sources = sorted(path for path in args.folder.absolute().iterdir() if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not sources:
         raise SystemExit(f"error: '{args.folder}' holds no .jpg; give a folder of photographs")
     settings = dict(
-        processor=processor(), cores=len(os.sched_getaffinity(0)), versions=versions(), rounds=args.rounds,
-        crop=dict(side=SIDE, areas=AREAS, ratios=RATIOS), target=args.target, date=str(date.today()),
+        machine=machine(),
+        versions={
+            **versions('pillow', 'opencv-python-headless', 'simplejpeg', 'webdataset'),
+            'libjpeg-turbo of Pillow': features.version_feature('libjpeg_turbo') or 'none',
+        },
+        finished=str(date.today()), rounds=args.rounds,
+        crop=dict(side=SIDE, areas=AREAS, ratios=RATIOS), target=args.target,
     )  # fmt: skip
-    said = ', '.join(f'{name} {version}' for name, version in settings['versions'].items())
     lines = [
-        f'# Input speed, {settings["date"]}', '',
-        f'{settings["processor"]}, {settings["cores"]} cores of which one is used; {said}. Medians of {args.rounds} '
-        f'interleaved rounds; crops of {SIDE} px, {AREAS[0]:.0%} to {AREAS[1]:.0%} of the area; files in the page '
-        'cache. Differences are those of the crops, of 255, from the first way.',
+        f'# Input speed, {settings["finished"]}', '',
+        f'{provenance(settings)} One core is used. Medians of {args.rounds} interleaved rounds; crops of {SIDE} px, '
+        f'{AREAS[0]:.0%} to {AREAS[1]:.0%} of the area; files in the page cache. Differences are those of the crops, '
+        'of 255, from the first way.',
     ]  # fmt: skip
     results = {}
     for size in args.sizes:
@@ -468,10 +453,9 @@ def main() -> None:
     report = '\n'.join(lines) + '\n'
     print(report)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        stem = f'{args.out}_cpu_{settings["date"]}'
-        Path(f'{stem}.md').write_text(report)
-        Path(f'{stem}.json').write_text(json.dumps(dict(settings=settings, results=results), indent=2) + '\n')
+        stem = f'{args.out}_cpu_{settings["finished"]}'
+        write_atomically(f'{stem}.md', report)
+        write_atomically(f'{stem}.json', json.dumps(dict(settings=settings, results=results), indent=2) + '\n')
 
 
 if __name__ == '__main__':
