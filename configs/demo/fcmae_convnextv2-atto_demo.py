@@ -3,7 +3,7 @@
 Run:    python tools/train.py configs/demo/fcmae_convnextv2-atto_demo.py
 Needs:  data/demo (python tools/prepare_data.py demo); no GPU
 Expect: a loss of about 1.0 at the start (1.0 is what predicting each cell's mean scores) and 0.64 at the end, after
-        6.5 minutes (make demo, 2 cores of an AMD EPYC, Python 3.11.7, torch 2.12.1, 2026-11-20)
+        5 minutes (make demo, 2 cores of an AMD EPYC with other jobs beside, Python 3.11.7, torch 2.12.1, 2026-11-25)
 Source: the paper's recipe (arXiv 2301.00808, Table 8); 128 px crops of 192 px scenes, a decoder of width 256, batch 64
         and its learning rate are ours, to fit the budget
 """
