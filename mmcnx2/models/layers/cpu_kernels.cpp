@@ -145,12 +145,16 @@ class Buffer {
     integer size, filled_image = -1, filled_first = -1;
 };
 
-// N outputs side by side; each input is read once per row of the kernel
+// N outputs side by side; each input is read once per row of the kernel. An addition takes four cycles, and four sums at
+// least can grow at once: fewer outputs are added up in several parts each.
 template <int N, class T>
 static inline void convolve_piece(const vec* window, integer pitch, const vec* weights, vec bias, T* out, integer C, int lanes) {
-    vec sums[N];
-    for (int n = 0; n < N; ++n) sums[n] = bias;
+    constexpr int PARTS = N >= 4 ? 1 : 4 / N;
+    vec parts[PARTS][N] = {};
+    for (int n = 0; n < N; ++n) parts[0][n] = bias;
+#pragma GCC unroll 8
     for (int row = 0; row < KERNEL; ++row, window += pitch, weights += KERNEL) {
+        vec* sums = parts[row % PARTS];
         vec taps[KERNEL];
         for (int tap = 0; tap < KERNEL; ++tap) taps[tap] = weights[tap];
 #pragma GCC unroll 32
@@ -161,6 +165,9 @@ static inline void convolve_piece(const vec* window, integer pitch, const vec* w
                 if (i - tap >= 0 && i - tap < N) sums[i - tap] += value * taps[tap];
         }
     }
+    vec* sums = parts[0];
+    for (int part = 1; part < PARTS; ++part)
+        for (int n = 0; n < N; ++n) sums[n] += parts[part][n];
     if (lanes == LANES)
         for (int n = 0; n < N; ++n) store(out + n * C, sums[n]);
     else
@@ -183,31 +190,66 @@ static void convolve_row(const vec* window, integer pitch, const vec* weights, v
     pieces(std::integral_constant<int, 1>());
 }
 
-// d weight[k] += sum over positions p of x[p] * dy[p - k], with the buffer holding dy
+// A row of a cell: its window in the buffer and its first value
+template <class T> struct CellRow {
+    const vec* window;
+    const T* values;
+};
+
+constexpr integer POSITIONS_TOGETHER = 16;  // of the rows whose weight gradients are added up in registers
+
+// d weight[k] += sum over positions p of x[p] * dy[p - k] in rows of `length` positions, with the buffer holding dy
 template <class T>
-static inline void add_weight_gradient(const vec* window, integer pitch, const T* x, integer length, integer C, int lanes, vec* sums) {
-    for (int row = 0; row < KERNEL; ++row) {
-        const vec* line = window + (KERNEL - 1 - row) * pitch;
-        vec taps[KERNEL];
-        for (int tap = 0; tap < KERNEL; ++tap) taps[tap] = sums[row * KERNEL + tap];
-        for (integer i = 0; i < length; ++i) {
-            vec value = load(x + i * C, lanes);
+static void add_weight_gradient(const CellRow<T>* rows, integer count, integer length, integer pitch, integer C, int lanes, vec* sums) {
+    auto add = [&](auto&& load_value) {
+        for (int row = 0; row < KERNEL; ++row) {
+            vec taps[KERNEL];
+            for (int tap = 0; tap < KERNEL; ++tap) taps[tap] = sums[row * KERNEL + tap];
+            for (integer r = 0; r < count; ++r) {
+                const vec* line = rows[r].window + (KERNEL - 1 - row) * pitch;
+                const T* values = rows[r].values;
+                for (integer i = 0; i < length; ++i) {
+                    vec value = load_value(values + i * C);
 #pragma GCC unroll 8
-            for (int tap = 0; tap < KERNEL; ++tap) taps[tap] += value * line[i + KERNEL - 1 - tap];
+                    for (int tap = 0; tap < KERNEL; ++tap) taps[tap] += value * line[i + KERNEL - 1 - tap];
+                }
+            }
+            for (int tap = 0; tap < KERNEL; ++tap) sums[row * KERNEL + tap] = taps[tap];
         }
-        for (int tap = 0; tap < KERNEL; ++tap) sums[row * KERNEL + tap] = taps[tap];
-    }
+    };
+    if (lanes == LANES)
+        add([](const T* at) { return load(at); });
+    else
+        add([&](const T* at) { return load(at, lanes); });
 }
 
-// Weights (C, 7, 7) of a block of channels, one vec per tap
-static void gather_weights(const float* weight, const Cells& shape, integer block, bool flipped, vec* taps) {
-    constexpr int TAPS = KERNEL * KERNEL;
-    for (int tap = 0; tap < TAPS; ++tap) {
-        taps[tap] = vec{};
-        for (int lane = 0; lane < shape.lanes(block); ++lane)
-            taps[tap][lane] = weight[(block * LANES + lane) * TAPS + (flipped ? TAPS - 1 - tap : tap)];
+constexpr int TAPS = KERNEL * KERNEL;
+
+// One vec per tap, for each block of channels
+class Weights {
+  public:
+    explicit Weights(const Cells& shape) : blocks(shape.blocks()) {
+        at = (vec*)std::aligned_alloc(64, blocks * TAPS * sizeof(vec));
     }
-}
+    ~Weights() { std::free(at); }
+
+    // Out of (C, 7, 7); by all threads of a parallel region together, which wait for each other
+    void lay_out(const float* weight, const Cells& shape, bool flipped) {
+#pragma omp for schedule(static)
+        for (integer block = 0; block < blocks; ++block) {
+            float* to = (float*)(at + block * TAPS);
+            std::memset((void*)to, 0, TAPS * sizeof(vec));
+            for (int lane = 0; lane < shape.lanes(block); ++lane)
+                for (int tap = 0; tap < TAPS; ++tap)
+                    to[(flipped ? TAPS - 1 - tap : tap) * LANES + lane] = weight[(block * LANES + lane) * TAPS + tap];
+        }
+    }
+    const vec* of(integer block) const { return at + block * TAPS; }
+
+  private:
+    integer blocks;
+    vec* at;
+};
 
 // Calls act(row of the map, column of its first position, offset of its first value) for the rows [first, last) of an image
 template <class F> static void for_rows(const Cells& shape, integer image, integer first, integer last, F&& act) {
@@ -221,10 +263,11 @@ template <class F> static void for_rows(const Cells& shape, integer image, integ
 template <class T>
 static void depthwise_forward(const T* x, const float* weight, const float* bias, T* out, const Cells& shape) {
     integer bands = shape.bands(), height = shape.rows_per_band();
+    Weights weights(shape);
 #pragma omp parallel
     {
         Buffer buffer(shape);
-        vec taps[KERNEL * KERNEL];
+        weights.lay_out(weight, shape, false);
         // all blocks of a band after each other: hidden positions are zeroed once
 #pragma omp for collapse(2) schedule(static)
         for (integer place = 0; place < shape.images * bands; ++place)
@@ -232,11 +275,10 @@ static void depthwise_forward(const T* x, const float* weight, const float* bias
                 integer image = place / bands, first = place % bands * height, last = std::min(first + height, shape.height());
                 int lanes = shape.lanes(block);
                 buffer.fill(x, image, first, last, block);
-                gather_weights(weight, shape, block, false, taps);
                 vec start = load(bias + block * LANES, lanes);
                 for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
-                    convolve_row(buffer.window(row, column), shape.pitch(), taps, start, out + offset + block * LANES, shape.Q,
-                                 shape.C, lanes);
+                    convolve_row(buffer.window(row, column), shape.pitch(), weights.of(block), start, out + offset + block * LANES,
+                                 shape.Q, shape.C, lanes);
                 });
             }
     }
@@ -245,30 +287,38 @@ static void depthwise_forward(const T* x, const float* weight, const float* bias
 // partial: (slices, C, 50), the sums of 49 weights and the bias over the images and bands of each slice
 template <class T>
 static void depthwise_backward(const T* dy, const T* x, const float* weight, T* dx, float* partial, integer slices, const Cells& shape) {
-    constexpr int TAPS = KERNEL * KERNEL;
     integer bands = shape.bands(), height = shape.rows_per_band(), places = shape.images * bands;
+    Weights weights(shape);
 #pragma omp parallel
     {
         Buffer buffer(shape);
-        vec taps[TAPS], sums[TAPS + 1];
+        vec sums[TAPS + 1];
+        weights.lay_out(weight, shape, true);
 #pragma omp for collapse(2) schedule(dynamic, 1)
         for (integer slice = 0; slice < slices; ++slice)
             for (integer block = 0; block < shape.blocks(); ++block) {
                 int lanes = shape.lanes(block);
-                gather_weights(weight, shape, block, true, taps);
                 for (vec& sum : sums) sum = vec{};
                 for (integer place = slice * places / slices; place < (slice + 1) * places / slices; ++place) {
                     integer image = place / bands, first = place % bands * height;
                     integer last = std::min(first + height, shape.height());
                     buffer.fill(dy, image, first, last, block);
+                    CellRow<T> waiting[POSITIONS_TOGETHER];
+                    integer count = 0;
+                    auto add = [&] {
+                        add_weight_gradient(waiting, count, shape.Q, shape.pitch(), shape.C, lanes, sums);
+                        count = 0;
+                    };
                     for_rows(shape, image, first, last, [&](integer row, integer column, integer offset) {
                         const vec* window = buffer.window(row, column);
                         offset += block * LANES;
-                        convolve_row(window, shape.pitch(), taps, vec{}, dx + offset, shape.Q, shape.C, lanes);
-                        add_weight_gradient(window, shape.pitch(), x + offset, shape.Q, shape.C, lanes, sums);
+                        convolve_row(window, shape.pitch(), weights.of(block), vec{}, dx + offset, shape.Q, shape.C, lanes);
                         const vec* here = window + REACH * shape.pitch() + REACH;
                         for (integer i = 0; i < shape.Q; ++i) sums[TAPS] += here[i];
+                        waiting[count++] = {window, x + offset};
+                        if (count * shape.Q >= POSITIONS_TOGETHER) add();
                     });
+                    add();
                 }
                 float* to = partial + (slice * shape.C + block * LANES) * (TAPS + 1);
                 for (int lane = 0; lane < lanes; ++lane)
@@ -319,12 +369,23 @@ static inline vec gelu(vec x) { return x * normal_cdf(x); }
 
 constexpr integer ROWS = 64, ROWS_AT_ONCE = 8;
 
+// Numbers that live as long as a call
+struct Workspace {
+    explicit Workspace(integer count) : at((float*)std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64)) {}
+    ~Workspace() { std::free(at); }
+    float* const at;
+};
+
+static inline integer chunks_of(integer M) { return (M + ROWS - 1) / ROWS; }
+
+// The functions below share their loops among the threads of the parallel region that they are called in.
+
 // Runs act(offset of the value, its channel, lanes, sums...) over M x F of each image in chunks of ROWS rows, with
 // `num_sums` running sums per channel that end in partial (num_sums, B, chunks, F)
 template <int num_sums, class F>
 static void reduce_rows(float* partial, integer B, integer M, integer channels, F&& act) {
-    integer chunks = (M + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(static)
+    integer chunks = chunks_of(M);
+#pragma omp for schedule(static)
     for (integer item = 0; item < B * chunks; ++item) {
         integer image = item / chunks, first = item % chunks * ROWS, last = std::min(M, first + ROWS);
         float* out[num_sums];
@@ -344,49 +405,104 @@ static void reduce_rows(float* partial, integer B, integer M, integer channels, 
     }
 }
 
-// partial (B, chunks, F): sums of gelu(x)^2
-template <class T> static void gelu_squares(const T* x, float* partial, integer B, integer M, integer F) {
-    reduce_rows<1>(partial, B, M, F, [&](integer at, int lanes, vec* sums) {
-        vec value = gelu(load(x + at, lanes));
-        sums[0] += value * value;
-    });
-}
-
-// partial (2, B, chunks, F): sums of gelu(x) * dy and of dy
-template <class T> static void gelu_products(const T* x, const T* dy, float* partial, integer B, integer M, integer F) {
-    reduce_rows<2>(partial, B, M, F, [&](integer at, int lanes, vec* sums) {
-        vec gradient = load(dy + at, lanes);
-        sums[0] += gelu(load(x + at, lanes)) * gradient;
-        sums[1] += gradient;
-    });
-}
-
-// y = gelu(x) * scale + shift; scale (B, F), shift (F)
-template <class T>
-static void gelu_scale(const T* x, const float* scale, const float* shift, T* y, integer B, integer M, integer F) {
-#pragma omp parallel for schedule(static)
-    for (integer row = 0; row < B * M; ++row)
+// total (groups, F): sums over the chunks of partial (groups, chunks, F)
+static void add_chunks(const float* partial, float* total, integer groups, integer chunks, integer F) {
+#pragma omp for collapse(2) schedule(static)
+    for (integer group = 0; group < groups; ++group)
         for (integer channel = 0; channel < F; channel += LANES) {
             int lanes = std::min<integer>(LANES, F - channel);
-            integer at = row * F + channel;
-            vec factor = load(scale + row / M * F + channel, lanes);
-            store(y + at, gelu(load(x + at, lanes)) * factor + load(shift + channel, lanes), lanes);
+            vec sum = {};
+            for (integer chunk = 0; chunk < chunks; ++chunk) sum += load(partial + (group * chunks + chunk) * F + channel, lanes);
+            store(total + group * F + channel, sum, lanes);
         }
 }
 
-// dx = (dy * scale + gelu(x) * pull) * gelu'(x); scale and pull (B, F)
+// D of an image: the mean of its channels' norms, and eps
+static inline float denominator(const float* norms, integer F, double eps) {
+    double sum = 0;
+    for (integer channel = 0; channel < F; ++channel) sum += norms[channel];
+    return (float)(sum / (double)F + eps);
+}
+
+// act(offset of the value, offset of its channel among those of all images, its channel, lanes) for all of x
+template <class F> static void for_values(integer B, integer M, integer channels, F&& act) {
+#pragma omp for schedule(static)
+    for (integer row = 0; row < B * M; ++row) {
+        integer image = row / M;
+        for (integer channel = 0; channel < channels; channel += LANES)
+            act(row * channels + channel, image * channels + channel, channel, std::min<integer>(LANES, channels - channel));
+    }
+}
+
+// y (B, M, F) and norms (B, F) of GRN(GELU(x)); gamma and beta (F)
 template <class T>
-static void gelu_scale_backward(const T* x, const T* dy, const float* scale, const float* pull, T* dx, integer B, integer M, integer F) {
-#pragma omp parallel for schedule(static)
-    for (integer row = 0; row < B * M; ++row)
-        for (integer channel = 0; channel < F; channel += LANES) {
-            int lanes = std::min<integer>(LANES, F - channel);
-            integer at = row * F + channel, per_image = row / M * F + channel;
+static void gelu_grn_forward(const T* x, const float* gamma, const float* beta, T* y, float* norms, double eps, integer B, integer M,
+                             integer F) {
+    Workspace partial(B * chunks_of(M) * F), scales(B * F);
+#pragma omp parallel
+    {
+        reduce_rows<1>(partial.at, B, M, F, [&](integer at, int lanes, vec* sums) {
+            vec value = gelu(load(x + at, lanes));
+            sums[0] += value * value;
+        });
+        add_chunks(partial.at, norms, B, chunks_of(M), F);
+#pragma omp for schedule(static)
+        for (integer image = 0; image < B; ++image) {
+            float *norm = norms + image * F, *scale = scales.at + image * F;
+            for (integer channel = 0; channel < F; ++channel) norm[channel] = __builtin_sqrtf(norm[channel]);
+            float mean = denominator(norm, F, eps);
+            for (integer channel = 0; channel < F; ++channel) scale[channel] = 1 + gamma[channel] * (norm[channel] / mean);
+        }
+        for_values(B, M, F, [&](integer at, integer of_image, integer channel, int lanes) {
+            store(y + at, gelu(load(x + at, lanes)) * load(scales.at + of_image, lanes) + load(beta + channel, lanes), lanes);
+        });
+    }
+}
+
+// Gradients dx (B, M, F), dgamma and dbeta (F). With h = GELU(x), N = G / D and y = h (1 + gamma N) + beta:
+// dG = gamma S / D - mean over channels of (gamma S G) / D^2, S the sum over positions of h dy, and
+// dh = dy (1 + gamma N) + h dG / G.
+template <class T>
+static void gelu_grn_backward(const T* x, const T* dy, const float* gamma, const float* norms, T* dx, float* dgamma, float* dbeta,
+                              double eps, integer B, integer M, integer F) {
+    integer chunks = chunks_of(M);
+    Workspace partial(2 * B * chunks * F), sums(2 * B * F), scales(B * F), pulls(B * F);
+    float *products = sums.at, *gradients = sums.at + B * F;
+#pragma omp parallel
+    {
+        reduce_rows<2>(partial.at, B, M, F, [&](integer at, int lanes, vec* sums) {
+            vec gradient = load(dy + at, lanes);
+            sums[0] += gelu(load(x + at, lanes)) * gradient;
+            sums[1] += gradient;
+        });
+        add_chunks(partial.at, sums.at, 2 * B, chunks, F);
+#pragma omp for schedule(static)
+        for (integer image = 0; image < B; ++image) {
+            const float* norm = norms + image * F;
+            float *product = products + image * F, *scale = scales.at + image * F, *pull = pulls.at + image * F;
+            float mean = denominator(norm, F, eps);
+            double shared = 0;
+            for (integer channel = 0; channel < F; ++channel) shared += (double)gamma[channel] * product[channel] * norm[channel];
+            float from_mean = (float)(shared / (double)F / ((double)mean * mean));
+            for (integer channel = 0; channel < F; ++channel) {
+                float ratio = norm[channel] / mean, of_norm = gamma[channel] * product[channel] / mean - from_mean;
+                scale[channel] = 1 + gamma[channel] * ratio;
+                pull[channel] = norm[channel] > 0 ? of_norm / norm[channel] : 0;  // a channel of zeros pulls nothing
+                product[channel] *= ratio;                                       // from here on: this image's part of dgamma
+            }
+        }
+#pragma omp for schedule(static) nowait
+        for (integer channel = 0; channel < F; ++channel) {
+            dgamma[channel] = dbeta[channel] = 0;
+            for (integer at = channel; at < B * F; at += F) dgamma[channel] += products[at], dbeta[channel] += gradients[at];
+        }
+        for_values(B, M, F, [&](integer at, integer of_image, integer, int lanes) {
             vec value = load(x + at, lanes), below = normal_cdf(value);
             vec slope = below + value * (0.3989422804014327f * exp_of_negative(-0.5f * value * value));
-            vec gradient = load(dy + at, lanes) * load(scale + per_image, lanes) + value * below * load(pull + per_image, lanes);
+            vec gradient = load(dy + at, lanes) * load(scales.at + of_image, lanes) + value * below * load(pulls.at + of_image, lanes);
             store(dx + at, gradient * slope, lanes);
-        }
+        });
+    }
 }
 
 // --------------------------------------------------------------------------------- entry points, one per kind of values
@@ -402,21 +518,14 @@ static void gelu_scale_backward(const T* x, const T* dy, const float* scale, con
                                                 integer columns, integer visible, integer P, integer Q, integer C) {                 \
         depthwise_backward(dy, x, weight, dx, partial, slices, Cells{cells, images, rows, columns, visible, P, Q, C});     \
     }                                                                                                                      \
-    extern "C" void gelu_squares_##SUFFIX(const T* x, float* partial, integer B, integer M, integer F) {                         \
-        gelu_squares(x, partial, B, M, F);                                                                                 \
+    extern "C" void gelu_grn_forward_##SUFFIX(const T* x, const float* gamma, const float* beta, T* y, float* norms, double eps,  \
+                                              integer B, integer M, integer F) {                                                 \
+        gelu_grn_forward(x, gamma, beta, y, norms, eps, B, M, F);                                                          \
     }                                                                                                                      \
-    extern "C" void gelu_products_##SUFFIX(const T* x, const T* dy, float* partial, integer B, integer M, integer F) {           \
-        gelu_products(x, dy, partial, B, M, F);                                                                            \
-    }                                                                                                                      \
-    extern "C" void gelu_scale_##SUFFIX(const T* x, const float* scale, const float* shift, T* y, integer B, integer M,        \
-                                        integer F) {                                                                         \
-        gelu_scale(x, scale, shift, y, B, M, F);                                                                           \
-    }                                                                                                                      \
-    extern "C" void gelu_scale_backward_##SUFFIX(const T* x, const T* dy, const float* scale, const float* pull, T* dx,    \
-                                                 integer B, integer M, integer F) {                                              \
-        gelu_scale_backward(x, dy, scale, pull, dx, B, M, F);                                                              \
+    extern "C" void gelu_grn_backward_##SUFFIX(const T* x, const T* dy, const float* gamma, const float* norms, T* dx,     \
+                                               float* dgamma, float* dbeta, double eps, integer B, integer M, integer F) {             \
+        gelu_grn_backward(x, dy, gamma, norms, dx, dgamma, dbeta, eps, B, M, F);                                           \
     }
 
 ENTRY_POINTS(float, float32)
 ENTRY_POINTS(bfloat16, bfloat16)
-extern "C" integer rows_per_chunk() { return ROWS; }

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 SOURCE = Path(__file__).with_name('cpu_kernels.cpp')
@@ -134,35 +135,74 @@ def _warn(reason: str) -> None:
     )
 
 
-def _call(name: str, values: Tensor, *arguments: Tensor | int | None) -> None:
-    """Calls a kernel for the dtype of `values`; tensors go in as pointers."""
-    words = [
-        ctypes.c_void_p(argument.data_ptr())
-        if isinstance(argument, Tensor)
-        else ctypes.c_void_p(None)
-        if argument is None
-        else ctypes.c_int64(argument)
-        for argument in (values, *arguments)
-    ]
+def _call(name: str, values: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Calls a kernel for the dtype of `values`; tensors, which are contiguous, go in as pointers."""
+    words = []
+    for argument in (values, *arguments):
+        if isinstance(argument, Tensor):
+            words.append(ctypes.c_void_p(argument.data_ptr()))
+        elif isinstance(argument, float):
+            words.append(ctypes.c_double(argument))
+        else:
+            words.append(ctypes.c_void_p(None) if argument is None else ctypes.c_int64(argument))
     getattr(library(), f'{name}_{DTYPES[values.dtype]}')(*words)
 
 
 # ------------------------------------------------------------------------------------------------ depthwise convolution
+#
+# Operators are defined by their schema and joined by autograd.Function: torch.library.custom_op does both in one, and
+# spends more time around a kernel at strides 16 and 32 than the kernel takes.
+
+_operators = torch.library.Library('mmcnx2', 'FRAGMENT')
+_operators.define(
+    'depthwise(Tensor cells_NPQC, Tensor weight, Tensor bias, Tensor? places_N, int num_images, int[] grid) -> Tensor'
+)
+_operators.define(
+    'depthwise_backward(Tensor grad_NPQC, Tensor cells_NPQC, Tensor weight, Tensor? places_N, int num_images, '
+    'int[] grid) -> (Tensor, Tensor, Tensor)'
+)
+_operators.define('gelu_grn(Tensor x_BMF, Tensor gamma_F, Tensor beta_F, float eps) -> (Tensor, Tensor)')
+_operators.define(
+    'gelu_grn_backward(Tensor grad_BMF, Tensor x_BMF, Tensor gamma_F, Tensor norms_BF, float eps) '
+    '-> (Tensor, Tensor, Tensor)'
+)
 
 
-@torch.library.custom_op('mmcnx2::depthwise', mutates_args=(), device_types='cpu')
 def depthwise(
     cells_NPQC: Tensor, weight: Tensor, bias: Tensor, places_N: Tensor | None, num_images: int, grid: list[int]
 ) -> Tensor:
     """The 7 x 7 depthwise convolution (stride 1, zeros around the map and in hidden cells) at every visible position.
+    No second derivative.
 
     Args:
-        cells_NPQC: the visible cells, those of an image after each other in the order of `places_N`.
+        cells_NPQC: the visible cells, those of an image after each other in the order of `places_N`; contiguous.
         weight, bias: (C, 1, 7, 7) and (C,), float32.
         places_N: int64, ascending: each cell's index in the grids of all images; None when an image is one cell.
         num_images: B; every image has N / B visible cells.
         grid: rows and columns of an image's grid of cells; [1, 1] when places_N is None.
     """
+    return _Depthwise.apply(cells_NPQC, weight, bias, places_N, num_images, grid)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cells_NPQC, weight, bias, places_N, num_images, grid) -> Tensor:
+        ctx.save_for_backward(cells_NPQC, weight, places_N)
+        ctx.num_images, ctx.grid = num_images, grid
+        return torch.ops.mmcnx2.depthwise(cells_NPQC, weight, bias, places_N, num_images, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_NPQC: Tensor):
+        cells_NPQC, weight, places_N = ctx.saved_tensors
+        gradients = torch.ops.mmcnx2.depthwise_backward(
+            grad_NPQC.contiguous(), cells_NPQC, weight, places_N, ctx.num_images, ctx.grid
+        )
+        return *gradients, None, None, None
+
+
+@torch.library.impl(_operators, 'depthwise', 'CPU')
+def _(cells_NPQC, weight, bias, places_N, num_images, grid):
     N, P, Q, C = cells_NPQC.shape
     out = torch.empty_like(cells_NPQC)
     _call(
@@ -172,16 +212,13 @@ def depthwise(
     return out
 
 
-@depthwise.register_fake
+@torch.library.register_fake('mmcnx2::depthwise', lib=_operators)
 def _(cells_NPQC, weight, bias, places_N, num_images, grid):
     return torch.empty_like(cells_NPQC)
 
 
-@torch.library.custom_op('mmcnx2::depthwise_backward', mutates_args=(), device_types='cpu')
-def depthwise_backward(
-    grad_NPQC: Tensor, cells_NPQC: Tensor, weight: Tensor, places_N: Tensor | None, num_images: int, grid: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `depthwise`: of the cells, the weight and the bias."""
+@torch.library.impl(_operators, 'depthwise_backward', 'CPU')
+def _(grad_NPQC, cells_NPQC, weight, places_N, num_images, grid):
     N, P, Q, C = cells_NPQC.shape
     grad_cells = torch.empty_like(cells_NPQC)
     # Parts that are added up at the end; their number depends on the shapes alone
@@ -195,23 +232,9 @@ def depthwise_backward(
     return grad_cells, sums[:, :NUM_TAPS].reshape(weight.shape), sums[:, NUM_TAPS].clone()
 
 
-@depthwise_backward.register_fake
+@torch.library.register_fake('mmcnx2::depthwise_backward', lib=_operators)
 def _(grad_NPQC, cells_NPQC, weight, places_N, num_images, grid):
     return torch.empty_like(cells_NPQC), torch.empty_like(weight), weight.new_empty(weight.shape[0])
-
-
-def _keep_for_depthwise(ctx, inputs, output) -> None:
-    cells_NPQC, weight, _, places_N, ctx.num_images, ctx.grid = inputs
-    ctx.save_for_backward(cells_NPQC, weight, places_N)
-
-
-def _differentiate_depthwise(ctx, grad_NPQC: Tensor):
-    cells_NPQC, weight, places_N = ctx.saved_tensors
-    gradients = depthwise_backward(grad_NPQC.contiguous(), cells_NPQC, weight, places_N, ctx.num_images, ctx.grid)
-    return *gradients, None, None, None
-
-
-depthwise.register_autograd(_differentiate_depthwise, setup_context=_keep_for_depthwise)
 
 
 @register_flop_formula(torch.ops.mmcnx2.depthwise)
@@ -228,69 +251,50 @@ def _count_depthwise_backward(grad_shape, *_, **__) -> int:
 # --------------------------------------------------------------------------------------------------------- GELU and GRN
 
 
-def _chunks(num_rows: int) -> int:
-    return -(-num_rows // library().rows_per_chunk())
-
-
-@torch.library.custom_op('mmcnx2::gelu_grn', mutates_args=(), device_types='cpu')
-def gelu_grn(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(GRN of GELU(x), of the dtype and shape of x; norms_BF over the positions of each image, float32).
+def gelu_grn(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float) -> Tensor:
+    """GRN of GELU(x) over the positions of each image, of the dtype and shape of x, which is contiguous. No second
+    derivative.
 
     GELU is the exact one (erf). gamma and beta are float32; see layers/grn.py for the formula.
     """
+    return _GeluGrn.apply(x_BMF, gamma_F, beta_F, eps)
+
+
+class _GeluGrn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BMF, gamma_F, beta_F, eps) -> Tensor:
+        y_BMF, norms_BF = torch.ops.mmcnx2.gelu_grn(x_BMF, gamma_F, beta_F, eps)
+        ctx.save_for_backward(x_BMF, gamma_F, norms_BF)
+        ctx.eps = eps
+        return y_BMF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BMF: Tensor):
+        return *torch.ops.mmcnx2.gelu_grn_backward(grad_BMF.contiguous(), *ctx.saved_tensors, ctx.eps), None
+
+
+@torch.library.impl(_operators, 'gelu_grn', 'CPU')
+def _(x_BMF, gamma_F, beta_F, eps):
     B, M, F = x_BMF.shape
-    squares = x_BMF.new_empty(B, _chunks(M), F, dtype=torch.float32)
-    _call('gelu_squares', x_BMF, squares, B, M, F)
-    norms_BF = squares.sum(1).sqrt_()
-    scale_BF = 1 + gamma_F * (norms_BF / (norms_BF.mean(-1, keepdim=True) + eps))
-    y_BMF = torch.empty_like(x_BMF)
-    _call('gelu_scale', x_BMF, scale_BF, beta_F, y_BMF, B, M, F)
+    y_BMF, norms_BF = torch.empty_like(x_BMF), x_BMF.new_empty(B, F, dtype=torch.float32)
+    _call('gelu_grn_forward', x_BMF, gamma_F, beta_F, y_BMF, norms_BF, eps, B, M, F)
     return y_BMF, norms_BF
 
 
-@gelu_grn.register_fake
+@torch.library.register_fake('mmcnx2::gelu_grn', lib=_operators)
 def _(x_BMF, gamma_F, beta_F, eps):
     return torch.empty_like(x_BMF), x_BMF.new_empty(x_BMF.shape[0], x_BMF.shape[2], dtype=torch.float32)
 
 
-@torch.library.custom_op('mmcnx2::gelu_grn_backward', mutates_args=(), device_types='cpu')
-def gelu_grn_backward(
-    grad_BMF: Tensor, x_BMF: Tensor, gamma_F: Tensor, norms_BF: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the first result of `gelu_grn`: of x, gamma and beta.
-
-    With h = GELU(x), N = G / D, D = mean(G) + eps and y = h (1 + gamma N) + beta:
-    dG = gamma S / D - mean over channels of (gamma S G) / D^2, S the sum over positions of h dy, and
-    dh = dy (1 + gamma N) + h dG / G.
-    """
+@torch.library.impl(_operators, 'gelu_grn_backward', 'CPU')
+def _(grad_BMF, x_BMF, gamma_F, norms_BF, eps):
     B, M, F = x_BMF.shape
-    partial = x_BMF.new_empty(2, B, _chunks(M), F, dtype=torch.float32)
-    _call('gelu_products', x_BMF, grad_BMF, partial, B, M, F)
-    products_BF, sums_BF = partial.sum(2)
-    denominator_B1 = norms_BF.mean(-1, keepdim=True) + eps
-    ratio_BF = norms_BF / denominator_B1
-    weighted_BF = gamma_F * products_BF
-    shared_B1 = (weighted_BF * norms_BF).mean(-1, keepdim=True) / denominator_B1.square()
-    grad_norms_BF = weighted_BF / denominator_B1 - shared_B1
-    pull_BF = torch.where(norms_BF > 0, grad_norms_BF / norms_BF, 0)  # a channel that is zero everywhere pulls nothing
-    grad_x = torch.empty_like(x_BMF)
-    _call('gelu_scale_backward', x_BMF, grad_BMF, 1 + gamma_F * ratio_BF, pull_BF, grad_x, B, M, F)
-    return grad_x, (ratio_BF * products_BF).sum(0), sums_BF.sum(0)
+    gradients = torch.empty_like(x_BMF), torch.empty_like(gamma_F), torch.empty_like(gamma_F)
+    _call('gelu_grn_backward', x_BMF, grad_BMF, gamma_F, norms_BF, *gradients, eps, B, M, F)
+    return gradients
 
 
-@gelu_grn_backward.register_fake
+@torch.library.register_fake('mmcnx2::gelu_grn_backward', lib=_operators)
 def _(grad_BMF, x_BMF, gamma_F, norms_BF, eps):
     return torch.empty_like(x_BMF), torch.empty_like(gamma_F), torch.empty_like(gamma_F)
-
-
-def _keep_for_gelu_grn(ctx, inputs, output) -> None:
-    x_BMF, gamma_F, _, ctx.eps = inputs
-    ctx.save_for_backward(x_BMF, gamma_F, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate_gelu_grn(ctx, grad_BMF: Tensor, grad_norms: Tensor | None):
-    return *gelu_grn_backward(grad_BMF.contiguous(), *ctx.saved_tensors, ctx.eps), None
-
-
-gelu_grn.register_autograd(_differentiate_gelu_grn, setup_context=_keep_for_gelu_grn)

@@ -57,7 +57,7 @@ class GRN(nn.Module):
 
             return triton_kernels.gelu_grn(x_BMF, self.gamma, self.beta, self.eps).view(x.shape)
         if chosen == 'cpp':
-            return cpu_kernels.gelu_grn(x_BMF, self.gamma.float(), self.beta.float(), self.eps)[0].view(x.shape)
+            return cpu_kernels.gelu_grn(x_BMF, self.gamma.float(), self.beta.float(), self.eps).view(x.shape)
         if after_gelu:
             x = F.gelu(x)
         norms = layout.channel_norms(x)  # 1 where it was summed, C last; at least float32
