@@ -191,13 +191,13 @@ class ConvNeXtV2(BaseModule):
             [
                 nn.Sequential(
                     PatchLinear(in_channels, self.channels[0], patch_size=4),
-                    nn.LayerNorm(self.channels[0], eps=NORM_EPS),
+                    LayerNorm(self.channels[0], eps=NORM_EPS),
                 )
             ]
         )
         for narrow, wide in zip(self.channels, self.channels[1:], strict=False):
             self.downsample_layers.append(
-                nn.Sequential(nn.LayerNorm(narrow, eps=NORM_EPS), PatchLinear(narrow, wide, patch_size=2))
+                nn.Sequential(LayerNorm(narrow, eps=NORM_EPS), PatchLinear(narrow, wide, patch_size=2))
             )
         rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
         self.stages = nn.ModuleList(
@@ -208,7 +208,7 @@ class ConvNeXtV2(BaseModule):
             for depth, width in zip(self.depths, self.channels, strict=True)
         )
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(self.channels[i], eps=NORM_EPS) if out_norm else nn.Identity())
+            self.add_module(f'norm{i}', LayerNorm(self.channels[i], eps=NORM_EPS) if out_norm else nn.Identity())
         self._freeze()
 
     def forward(self, images_BCHW: Tensor, layout: Layout | None = None) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmcnx2.registry import MODELS
 
+from ..layers import LayerNorm
 from .decoder import MaskTokenDecoder
 
 MLP_RATIO = 4
@@ -71,7 +72,7 @@ class TransformerDecoder(MaskTokenDecoder):
             )
             for _ in range(decoder_depth)
         )
-        self.norm = nn.LayerNorm(decoder_channels, eps=NORM_EPS)
+        self.norm = LayerNorm(decoder_channels, eps=NORM_EPS)
         for block in self.blocks:
             for layer in block.modules():
                 if isinstance(layer, nn.Linear):

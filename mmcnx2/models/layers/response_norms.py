@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .grn import GRN
+from .layer_norm import LayerNorm
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -191,7 +192,7 @@ class BatchNorm(nn.Module):
         return f'{self.weight.numel()}, momentum={self.momentum}, eps={self.eps}'
 
 
-class LayerNorm(nn.LayerNorm):
+class ChannelLayerNorm(LayerNorm):
     """Layer normalisation over the channels of each position.
 
     Args:
@@ -271,7 +272,7 @@ RESPONSE_NORMS: dict[str, type[nn.Module]] = {
     'grn': GRNVariant,
     'lrn': LocalResponseNorm,
     'bn': BatchNorm,
-    'ln': LayerNorm,
+    'ln': ChannelLayerNorm,
     'se': SqueezeExcite,
     'cbam': CBAM,
 }
