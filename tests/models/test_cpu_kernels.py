@@ -121,11 +121,14 @@ def test_bfloat16_is_rounded_to_the_nearest():
 
 
 def test_values_may_lie_in_memory_in_any_order(randomise):
+    """Those of a gradient too: that of a sum is one number, seen at every position."""
     conv, grn = randomise(DepthwiseConv(8, 7)), randomise(GRN(8))
-    x = torch.randn(2, 8, 5, 6).permute(0, 2, 3, 1)
+    x = torch.randn(2, 8, 5, 6).permute(0, 2, 3, 1).requires_grad_()
     assert not x.is_contiguous()
     for layer, options in ((conv, {}), (grn, dict(after_gelu=True))):
         got, expected = (layer(x, DenseLayout(kernels=kernels), **options) for kernels in ('cpp', 'torch'))
+        torch.testing.assert_close(got, expected)
+        got, expected = (torch.autograd.grad(y.sum(), [x, *layer.parameters()]) for y in (got, expected))
         torch.testing.assert_close(got, expected)
 
 
@@ -198,7 +201,8 @@ def test_compiled_without_a_graph_break(build_fcmae):
 
 
 def test_operators_are_well_formed():
-    """torch's own check of schemas and fake results; gradients are checked above."""
+    """torch's own check of schemas and fake results, and of strides, which torch.compile relies on; gradients are checked
+    above."""
     checks = ('test_schema', 'test_faketensor')
     cells, weight, bias = torch.randn(4, 2, 3, 20), torch.randn(20, 1, 7, 7), torch.randn(20)
     rest = (torch.tensor([0, 3, 4, 7]), 2, [2, 2])
@@ -210,6 +214,17 @@ def test_operators_are_well_formed():
         (torch.ops.mmcnx2.gelu_grn_backward, (x, x, bias, norms, 1e-6)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=checks)
+        results = operator(*arguments)
+        assert all(each.is_contiguous() for each in (results if isinstance(results, tuple) else [results]))
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    x = torch.randn(1, 4, 4, 20, requires_grad=True)
+    for layer, options in ((DepthwiseConv(20, 7), {}), (GRN(20), dict(after_gelu=True))):
+        y = layer(x, DenseLayout(kernels='cpp'), **options)
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match='once_differentiable'):
+            grad.sum().backward()
 
 
 # ---- the choice

@@ -229,7 +229,7 @@ def _(grad_NPQC, cells_NPQC, weight, places_N, num_images, grid):
         num_images, *grid, N // num_images, P, Q, C,
     )  # fmt: skip
     sums = partial.sum(0)
-    return grad_cells, sums[:, :NUM_TAPS].reshape(weight.shape), sums[:, NUM_TAPS].clone()
+    return grad_cells, sums[:, :NUM_TAPS].contiguous().view(weight.shape), sums[:, NUM_TAPS].contiguous()
 
 
 @torch.library.register_fake('mmcnx2::depthwise_backward', lib=_operators)
