@@ -112,7 +112,9 @@ def test_the_curve_has_points_tables_and_a_plot(tool, tmp_path):
     assert code == 0
     endings = sorted(path.suffix for path in tmp_path.iterdir())
     assert endings == ['.json', '.md', '.png']
-    [case] = json.loads(next(tmp_path.glob('encoder_curve_cpu_*.json')).read_text())['cases']
+    plot = next(tmp_path.glob('*.png'))
+    assert f']({plot.name})' in plot.with_suffix('.md').read_text()
+    [case] = json.loads(plot.with_suffix('.json').read_text())['cases']
     found = {(each['layout'], *each['point'].values()): each['share'] for each in case['points']}
     assert found == {
         ('visible', 1, 64, 0.6): 0.25,

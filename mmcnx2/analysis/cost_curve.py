@@ -162,6 +162,8 @@ def page(results: Mapping) -> str:
     parts = [f'# {results["title"]}']
     for case in results['cases']:
         parts += sections(case)
+    if results.get('plot'):
+        parts.append(f'![Cost against batch size, resolution and mask ratio]({results["plot"]})')
     return '\n\n'.join([*parts, '## How', how(results)]) + '\n'
 
 

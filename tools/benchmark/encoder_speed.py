@@ -313,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results['cases'].append(case)
             paths = speed_settings.save(results, args.out, name, args.device, markdown)
     if args.curve and args.out:
-        cost_curve.draw(results['cases'], paths[0].with_suffix('.png'))
+        results['plot'] = cost_curve.draw(results['cases'], paths[0].with_suffix('.png')).name
+        speed_settings.save(results, args.out, name, args.device, markdown)
     if wrong:
         raise ValueError(f'other outputs or gradients than the reference: {", ".join(wrong)}')
 
