@@ -5,7 +5,9 @@ Run:    python tools/train.py configs/demo/linear-probe_convnextv2-atto_demo.py 
 Needs:  data/demo_objects/train and val, a folder per class (python tools/benchmark/class_folders.py scenes data/demo
         --out data/demo_objects); no GPU; without a checkpoint the frozen weights are random ones. Own class folders:
         data_root of train_, val_ and test_dataloader.dataset, num_classes of model.head and model.data_preprocessor
-Expect: not run yet
+Expect: 67.9% top-1 of the 224 validation objects from the weights of make demo, 62.5% from random ones, after 30 epochs
+        of 234 objects, 5 minutes each beside other jobs (2 cores of an AMD EPYC, Python 3.11.7, torch 2.12.1,
+        2026-11-25; one seed)
 Source: MAE's protocol (arXiv 2111.06377, appendix A.1: crops and flips, a norm over the batch without scale and shift
         before the classifier, no weight decay), with SGD where it has LARS for its batch of 16384; learning rate and
         length are ours
