@@ -3,6 +3,7 @@
 import torch
 import torch.multiprocessing as mp
 
+from mmcnx2.engine import rendezvous
 from mmcnx2.engine.average_loss_hook import AverageLossHook
 
 
@@ -11,7 +12,7 @@ def _process(rank: int, folder: str) -> None:
     outputs = {'loss': torch.tensor(1.0 + 2 * rank), 'grad_norm': 5.0, 'map': torch.full((2,), float(rank))}
     AverageLossHook().after_train_iter(None, 0, outputs=outputs)
     torch.save(outputs, f'{folder}/{rank}.pth')
-    torch.distributed.destroy_process_group()
+    rendezvous.part()
 
 
 def test_mean_over_two_processes(tmp_path):

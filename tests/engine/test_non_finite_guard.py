@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmcnx2.engine import NonFiniteGuardHook
+from mmcnx2.engine import NonFiniteGuardHook, rendezvous
 from mmcnx2.registry import HOOKS, MODELS
 
 NUM_STEPS = 12
@@ -287,8 +287,7 @@ def test_settings_out_of_range_are_named():
 def _one_of_two(rank: int, folder, accumulate: int, sharded: bool) -> None:
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     _train_as_one_of_two(rank, folder, accumulate, sharded)
-    torch.distributed.barrier()  # without it, or with a model that is still there, gloo's threads hang now and then
-    torch.distributed.destroy_process_group()
+    rendezvous.part()
 
 
 def _train_as_one_of_two(rank: int, folder, accumulate: int, sharded: bool) -> None:

@@ -9,7 +9,7 @@ from mmengine.dataset import RepeatDataset
 from PIL import Image
 
 from mmcnx2.datasets import LoadImage, UnlabelledImages
-from mmcnx2.engine import SkippedImagesHook
+from mmcnx2.engine import SkippedImagesHook, rendezvous
 
 NUM_IMAGES = 12
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_remembers_what_it_has_not_tried_since(folder, tmp_path):
 def _one_of_two(rank: int, folder) -> None:
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     run(folder / 'run', images(folder / 'images'), [range(6), range(6, 12)][rank])
-    torch.distributed.destroy_process_group()
+    rendezvous.part()
 
 
 def test_two_processes_report_what_both_met(folder, tmp_path):

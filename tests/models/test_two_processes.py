@@ -9,6 +9,7 @@ from mmengine.structures import BaseDataElement
 from torch import distributed, multiprocessing, nn
 
 import mmcnx2  # noqa: F401  makes 'mmcnx2.X' known to the registries
+from mmcnx2.engine.rendezvous import part
 
 MICRO = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])
 NUM_IMAGES = 4
@@ -43,8 +44,7 @@ def share(rank: int, layout: str, dtype: torch.dtype, folder: str) -> None:
     if rank == 0:
         gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
         torch.save(gradients, f'{folder}/shared.pth')
-    distributed.barrier()
-    distributed.destroy_process_group()
+    part()
 
 
 @pytest.mark.parametrize(
