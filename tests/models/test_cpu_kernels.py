@@ -201,8 +201,8 @@ def test_compiled_without_a_graph_break(build_fcmae):
 
 
 def test_operators_are_well_formed():
-    """torch's own check of schemas and fake results, and of strides, which torch.compile relies on; gradients are checked
-    above."""
+    """torch's own check of schemas and fake results, and of strides, which torch.compile relies on; gradients are
+    checked above."""
     checks = ('test_schema', 'test_faketensor')
     cells, weight, bias = torch.randn(4, 2, 3, 20), torch.randn(20, 1, 7, 7), torch.randn(20)
     rest = (torch.tensor([0, 3, 4, 7]), 2, [2, 2])
