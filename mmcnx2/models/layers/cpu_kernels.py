@@ -151,7 +151,7 @@ def _call(name: str, values: Tensor, *arguments: Tensor | int | float | None) ->
 # ------------------------------------------------------------------------------------------------ depthwise convolution
 #
 # Operators are defined by their schema and joined by autograd.Function: torch.library.custom_op does both in one, and
-# spends more time around a kernel at strides 16 and 32 than the kernel takes.
+# spends 0.1 to 0.2 ms around each kernel, of which there are four per block and step.
 
 _operators = torch.library.Library('mmcnx2', 'FRAGMENT')
 _operators.define(
