@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from torchvision.ops import StochasticDepth
 from mmcnx2.checkpoint import load_pretrained_backbone
 from mmcnx2.registry import MODELS
 
-from ..layers import DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear, build_response_norm
+from ..layers import DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear, build_response_norm, mlp
 from ..layers.kernel_choice import check_kernels
 
 NORM_EPS = 1e-6
@@ -107,9 +106,7 @@ class ConvNeXtV2Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Values of the same shape, in any layout."""
         y = self.norm(self.dwconv(x, layout), layout)
-        y = self.pwconv1(y, layout)
-        y = F.gelu(y) if self.grn is None else self.grn(y, layout, after_gelu=True)
-        y = self.pwconv2(y, layout)
+        y = mlp(y, self.pwconv1, self.grn, self.pwconv2, layout)
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y)

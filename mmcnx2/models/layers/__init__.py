@@ -1,5 +1,6 @@
 """Mathematics of the models: no registry, no config, no file access."""
 
+from .block_mlp import mlp
 from .depthwise import DepthwiseConv
 from .grn import GRN
 from .layer_norm import LayerNorm
@@ -21,4 +22,5 @@ __all__ = [
     'PatchLinear',
     'VisibleLayout',
     'build_response_norm',
+    'mlp',
 ]
