@@ -73,7 +73,7 @@ class Stage:
     commands: tuple[MakeCommand, ...]
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
-    work_dir: Path | None = None  # owned by the stage, removed before it starts anew
+    work_dir: Path | None = None  # owned by the stage; before it starts anew, put aside if trained in, else removed
     product: Path | None = None  # must exist after the stage
     reads_data: bool = True
 
@@ -93,6 +93,17 @@ class Marker:
     done: list[str] = field(default_factory=list)  # commands that have succeeded; '' where there was nothing to do
     failure: str = ''  # one line about the last attempt
     peak_rss_mb: float = 0.0  # of the largest process of the commands
+
+
+def clear(work_dir: Path) -> None:
+    """Make room for a stage that starts anew. A folder with a checkpoint of a training, of other settings or without a
+    record, is hours of somebody's work: it is renamed, not removed."""
+    if not (work_dir / 'last_checkpoint').exists():
+        shutil.rmtree(work_dir)
+        return
+    aside = work_dir.with_name(f'{work_dir.name}.before-{time.strftime("%Y%m%d_%H%M%S")}')
+    work_dir.rename(aside)
+    tell(f'{work_dir} holds a training of other settings or without a record; it is kept as {aside}')
 
 
 @dataclass
@@ -195,7 +206,7 @@ class StageRun:
         before = None if self.force else self.read_marker(stage.name)
         resumes = before is not None and before.key == self.key_of(stage) and not before.complete
         if stage.work_dir and stage.work_dir.exists() and not resumes:
-            shutil.rmtree(stage.work_dir)
+            clear(stage.work_dir)
         marker = before if resumes else Marker(key=self.key_of(stage))
         marker.attempts, marker.code, marker.failure = marker.attempts + 1, code_hash(), ''
         tell(f'\n{stage.title}')

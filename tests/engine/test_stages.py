@@ -62,6 +62,20 @@ def test_a_complete_stage_is_not_run_again_unless_something_changed(tmp_path, ca
     assert num_runs(tmp_path, 'a') == 1
 
 
+def test_a_training_that_is_not_the_stages_own_is_put_aside(tmp_path, capsys):
+    """Begun by hand in the stage's folder, or with other settings before."""
+    folder = tmp_path / 'work' / 'a'
+    folder.mkdir(parents=True)
+    (folder / 'last_checkpoint').write_text('iter_15625.pth')
+    (folder / 'iter_15625.pth').write_text('weights')
+    stage = python_stage('a', COUNT, tmp_path)
+    kept(tmp_path, stage).run(stage)
+    (aside,) = (tmp_path / 'work').glob('a.before-*')
+    assert (aside / 'iter_15625.pth').read_text() == 'weights'
+    assert num_runs(tmp_path, 'a') == 1 and not (folder / 'iter_15625.pth').exists()
+    assert f'it is kept as {aside}' in capsys.readouterr().out
+
+
 def test_a_stage_that_others_need_must_be_complete_with_its_present_settings(tmp_path):
     first, second = python_stage('a', COUNT, tmp_path), python_stage('b', COUNT, tmp_path, needs=('a',))
     with pytest.raises(StageError, match='--stages a b'):
