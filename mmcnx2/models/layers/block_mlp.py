@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu_kernels
 from .grn import GRN
 from .kernel_choice import chosen_kernels
 from .linear import Linear, suits_onednn
@@ -49,7 +48,7 @@ def _images_at_once(
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in (widen, grn, narrow)):
         return None
-    num_images = layout.num_grn_groups(x)
+    num_images = layout.num_grn_groups(x)  # 1 where GRN sums over the batch
     if num_images is None or num_images < 2 or not suits_onednn(layout.kernels, x, widen.weight):
         return None
     wide_bytes = x.numel() // x.shape[-1] * widen.out_features * x.element_size()
@@ -60,9 +59,5 @@ def _images_at_once(
 
 def _by_images(x: Tensor, widen: Linear, grn: GRN, narrow: Linear, layout: Layout, num_images: int) -> Tensor:
     x_BMC = x.reshape(layout.num_grn_groups(x), -1, x.shape[-1])
-    gamma_F, beta_F = grn.gamma.float(), grn.beta.float()
-    parts = [
-        narrow(cpu_kernels.gelu_grn(widen(part_BMC, layout), gamma_F, beta_F, grn.eps), layout)
-        for part_BMC in x_BMC.split(num_images)
-    ]
+    parts = [narrow(grn.of_gelu_by_cpp(widen(part_BMC, layout)), layout) for part_BMC in x_BMC.split(num_images)]
     return torch.cat(parts).view(*x.shape[:-1], -1)
