@@ -37,7 +37,7 @@ _RULES = (
     (COPIES, r'^_to_copy|^to$|where|masked_fill|fill_|zero|ones|spread|take_rows'),
     (
         POINTWISE,
-        r'gelu|grn|(^|_)(mul|add|sub|div|neg|pow|sqrt|rsqrt|square|sum|mean|norm|tanh|erf|exp|reciprocal|abs|sgn|eq'
+        r'gelu|grn|mlp$|(^|_)(mul|add|sub|div|neg|pow|sqrt|rsqrt|square|sum|mean|norm|tanh|erf|exp|reciprocal|abs|sgn|eq'
         r'|clamp_min|maximum|threshold)(_|$)|addcmul|addcdiv|linalg_vector_norm|reduce|elementwise|residual',
     ),
 )

@@ -99,6 +99,19 @@ def test_gelu_is_the_exact_one():
     assert (slope.double() - expected).abs().max() < 5e-7
 
 
+def test_in_place_the_same_bits():
+    x, gamma, beta = torch.randn(3, 70, 20) * 3, torch.randn(20), torch.randn(20)
+    expected = cpu_kernels.gelu_grn(x, gamma, beta, 1e-6)
+    cpu_kernels.gelu_grn_in_place(x, gamma, beta, 1e-6)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize('x', [torch.zeros(1, 4, 8).bfloat16(), torch.zeros(1, 8, 4).mT])
+def test_in_place_refuses_what_it_would_spoil(x):
+    with pytest.raises(ValueError, match='contiguous float32'):
+        cpu_kernels.gelu_grn_in_place(x, torch.zeros(8), torch.zeros(8), 1e-6)
+
+
 def test_nan_is_not_swallowed():
     """The guard against broken steps has to see it."""
     x = torch.ones(1, 4, 20)

@@ -260,6 +260,15 @@ def gelu_grn(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float) -> Tens
     return _GeluGrn.apply(x_BMF, gamma_F, beta_F, eps)
 
 
+def gelu_grn_in_place(x_BMF: Tensor, gamma_F: Tensor, beta_F: Tensor, eps: float) -> None:
+    """As `gelu_grn`, written over x, which is contiguous and float32: GELU is computed once, not twice. For use inside
+    an operator; it has no gradients and torch.compile cannot follow it."""
+    if x_BMF.dtype != torch.float32 or not x_BMF.is_contiguous():
+        got = f'{x_BMF.dtype} with strides {x_BMF.stride()}'
+        raise ValueError(f'gelu_grn_in_place takes contiguous float32 values, not {got}; gelu_grn takes them')
+    _call('gelu_grn_in_place', x_BMF, gamma_F, beta_F, eps, *x_BMF.shape)
+
+
 class _GeluGrn(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BMF, gamma_F, beta_F, eps) -> Tensor:

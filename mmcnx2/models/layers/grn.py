@@ -57,17 +57,14 @@ class GRN(nn.Module):
 
             return triton_kernels.gelu_grn(x_BMF, self.gamma, self.beta, self.eps).view(x.shape)
         if chosen == 'cpp':
-            return self.of_gelu_by_cpp(x_BMF).view(x.shape)
+            y_BMF = cpu_kernels.gelu_grn(x_BMF, self.gamma.float(), self.beta.float(), self.eps)
+            return y_BMF.view(x.shape)
         if after_gelu:
             x = F.gelu(x)
         norms = layout.channel_norms(x)  # 1 where it was summed, C last; at least float32
         ratio = norms / (norms.mean(dim=-1, keepdim=True) + self.eps)
         scale = (1 + self.gamma * ratio).to(x.dtype)
         return torch.addcmul(self.beta.to(x.dtype), x, scale)
-
-    def of_gelu_by_cpp(self, x_BMF: Tensor) -> Tensor:
-        """GRN of GELU(x) over the positions M of each image, by the C++ kernel (cpu_kernels.gelu_grn)."""
-        return cpu_kernels.gelu_grn(x_BMF, self.gamma.float(), self.beta.float(), self.eps)
 
     def extra_repr(self) -> str:
         return f'{self.gamma.numel()}, eps={self.eps}'
