@@ -23,7 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import cpu_kernels
 from .grn import GRN
 from .kernel_choice import chosen_kernels
-from .linear import Linear, suits_onednn
+from .linear import Linear, laid_out, product, suits_onednn
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -66,9 +66,9 @@ _operators.define(
 @torch.library.impl(_operators, 'mlp', 'CPU')
 def _(x_BMC, widen_FC, widen_bias_F, gamma_F, beta_F, eps, narrow_CF, narrow_bias_C):
     def of_part(x_BMC: Tensor) -> Tensor:
-        wide_NF = torch.ops.mkldnn._linear_pointwise(x_BMC.flatten(0, 1), widen_FC, widen_bias_F, 'none', [], '')
+        wide_NF = product(x_BMC.flatten(0, 1), widen_FC, widen_bias_F)
         cpu_kernels.gelu_grn_in_place(wide_NF.view(len(x_BMC), M, -1), gamma_F, beta_F, eps)
-        y_NC = torch.ops.mkldnn._linear_pointwise(wide_NF, narrow_CF, narrow_bias_C, 'none', [], '')
+        y_NC = product(wide_NF, narrow_CF, narrow_bias_C)
         return y_NC.view(len(x_BMC), M, -1)
 
     B, M, _ = x_BMC.shape
@@ -77,9 +77,7 @@ def _(x_BMC, widen_FC, widen_bias_F, gamma_F, beta_F, eps, narrow_CF, narrow_bia
         return of_part(x_BMC)
     num_images = max(1, WIDE_BYTES_AT_ONCE * B // wide_bytes)
     y_BMC = x_BMC.new_empty(B, M, len(narrow_CF))
-    # Laid out as oneDNN multiplies them once, not for each part
-    widen_FC = torch.ops.mkldnn._reorder_linear_weight(widen_FC, num_images * M)
-    narrow_CF = torch.ops.mkldnn._reorder_linear_weight(narrow_CF, num_images * M)
+    widen_FC, narrow_CF = laid_out(widen_FC, num_images * M), laid_out(narrow_CF, num_images * M)
     for x_part, y_part in zip(x_BMC.split(num_images), y_BMC.split(num_images), strict=True):
         y_part.copy_(of_part(x_part))
     return y_BMC

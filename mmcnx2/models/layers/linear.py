@@ -29,13 +29,19 @@ _operators.define('product(Tensor x_MK, Tensor weight_NK, Tensor? bias_N) -> Ten
 
 
 @torch.library.impl(_operators, 'product', 'CPU')
-def _(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, without gradients; the weight as it is or as `laid_out` returns it."""
     return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, 'none', [], '')
 
 
 @torch.library.register_fake('mmcnx2::product', lib=_operators)
 def _(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     return x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0])
+
+
+def laid_out(weight_NK: Tensor, num_rows: int) -> Tensor:
+    """The weight in the order in which oneDNN reads it, for several products with about `num_rows` rows each."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight_NK, num_rows)
 
 
 @register_flop_formula(torch.ops.mmcnx2.product)
