@@ -65,21 +65,22 @@ _operators.define(
 
 @torch.library.impl(_operators, 'mlp', 'CPU')
 def _(x_BMC, widen_FC, widen_bias_F, gamma_F, beta_F, eps, narrow_CF, narrow_bias_C):
-    def of_part(x_BMC: Tensor) -> Tensor:
+    B, M, _ = x_BMC.shape
+
+    def of_part(x_BMC: Tensor, widen_FC: Tensor, narrow_CF: Tensor) -> Tensor:
         wide_NF = product(x_BMC.flatten(0, 1), widen_FC, widen_bias_F)
         cpu_kernels.gelu_grn_in_place(wide_NF.view(len(x_BMC), M, -1), gamma_F, beta_F, eps)
         y_NC = product(wide_NF, narrow_CF, narrow_bias_C)
         return y_NC.view(len(x_BMC), M, -1)
 
-    B, M, _ = x_BMC.shape
     wide_bytes = B * M * len(widen_FC) * x_BMC.element_size()
     if B == 1 or wide_bytes <= 2 * WIDE_BYTES_AT_ONCE:
-        return of_part(x_BMC)
+        return of_part(x_BMC, widen_FC, narrow_CF)
     num_images = max(1, WIDE_BYTES_AT_ONCE * B // wide_bytes)
+    weights = laid_out(widen_FC, num_images * M), laid_out(narrow_CF, num_images * M)
     y_BMC = x_BMC.new_empty(B, M, len(narrow_CF))
-    widen_FC, narrow_CF = laid_out(widen_FC, num_images * M), laid_out(narrow_CF, num_images * M)
     for x_part, y_part in zip(x_BMC.split(num_images), y_BMC.split(num_images), strict=True):
-        y_part.copy_(of_part(x_part))
+        y_part.copy_(of_part(x_part, *weights))
     return y_BMC
 
 
