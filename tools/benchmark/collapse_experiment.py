@@ -1,7 +1,7 @@
 """Feature collapse in small: ConvNeXt V1 with FCMAE, V2 with FCMAE, V2 supervised; one budget, several lengths.
 
     python tools/benchmark/collapse_experiment.py CLASS_FOLDERS --work-dir work_dirs/collapse [--epochs 20 60]
-        [--arch atto] [--runs v1-fcmae-20 ... | --report-only] [--out results.md]
+        [--seeds 3] [--arch atto] [--runs v1-fcmae-20-seed0 ... | --report-only] [--out results.md]
 
 CLASS_FOLDERS (see class_folders.py) holds a folder of pictures per class; every tenth picture is held out, FCMAE sees
 the others without labels. All runs have the batches, crops, optimiser and learning rate of
@@ -18,7 +18,11 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,11 +33,12 @@ from mmengine.logging import MMLogger
 
 from mmcnx2.analysis import collapse_report
 from mmcnx2.analysis.activations import AFTER_GRN, BEFORE_GRN
-from mmcnx2.analysis.comparison import markdown_table
+from mmcnx2.analysis.collapse import Collapse
+from mmcnx2.analysis.comparison import format_values, markdown_table
 from mmcnx2.analysis.figures import Line, Panel, draw_curves
 from mmcnx2.analysis.pictures import load_pictures
 from mmcnx2.analysis.provenance import machine, provenance, versions
-from mmcnx2.analysis.run_log import Curve, last_checkpoint, read_run, stored_config
+from mmcnx2.analysis.run_log import Curve, RunLog, last_checkpoint, read_run, stored_config
 from mmcnx2.analysis.trained_models import load_trained_backbone
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.labelled_images import find_labelled_images
@@ -44,6 +49,7 @@ _base_ = '{{{{$MMCNX2_CONFIGS:}}}}/demo/fcmae_convnextv2-atto_demo.py'
 model = dict(backbone=dict(arch={arch!r}{v1}))
 train_dataloader = dict(dataset=dict(source={train!r}))
 train_cfg = dict(max_epochs={epochs})
+randomness = dict(seed={seed})
 default_hooks = dict(
     checkpoint=dict(interval=10), reconstruction=dict(interval=0),
     collapse=dict(interval=5, images={held_out!r}, num_images=32))
@@ -73,6 +79,7 @@ val_dataloader = dict(
 val_evaluator = dict(type='Accuracy', topk=(1,))
 val_cfg = dict()
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs={epochs}, val_interval={epochs})
+randomness = dict(seed={seed})
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
     constructor='mmcnx2.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=1.0))
@@ -104,119 +111,185 @@ def write_lists(folders: Path, work_dir: Path) -> dict[str, str]:
     return found
 
 
-def is_complete(run: str, args: argparse.Namespace) -> bool:
-    return (args.work_dir / run / f'epoch_{run.rsplit("-", 1)[1]}.pth').is_file()
+class Run(NamedTuple):
+    kind: str
+    epochs: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f'{self.kind}-{self.epochs}-seed{self.seed}'
+
+    @property
+    def name(self) -> str:
+        """What all seeds of it are called in tables and figures."""
+        return f'{KINDS[self.kind]}, {self.epochs} epochs'
 
 
-def train(run: str, lists: dict, args: argparse.Namespace) -> None:
-    kind, epochs = run.rsplit('-', 1)
-    work_dir = args.work_dir / run
+UNTRAINED = 'V2, untrained'
+
+
+def is_complete(run: Run, args: argparse.Namespace) -> bool:
+    return (args.work_dir / run.folder / f'epoch_{run.epochs}.pth').is_file()
+
+
+def train(run: Run, lists: dict, args: argparse.Namespace) -> None:
     if is_complete(run, args):
         return
     from mmcnx2.models.backbones.convnext_v2 import ARCHS
 
-    text = (SUPERVISED if kind == 'v2-supervised' else FCMAE).format(
+    text = (SUPERVISED if run.kind == 'v2-supervised' else FCMAE).format(
         arch=args.arch,
         channels=ARCHS[args.arch]['channels'][-1],
-        v1=', use_grn=False, layer_scale_init_value=1e-6' if kind == 'v1-fcmae' else '',
-        epochs=int(epochs),
+        v1=', use_grn=False, layer_scale_init_value=1e-6' if run.kind == 'v1-fcmae' else '',
+        epochs=run.epochs,
+        seed=run.seed,
         **lists,
     )
-    config = args.work_dir / f'{run}.py'
+    work_dir = args.work_dir / run.folder
+    config = args.work_dir / f'{run.folder}.py'
     config.write_text(text)
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), '--resume']
     started = time.time()
-    with (args.work_dir / f'{run}.log').open('w') as log:
+    with (args.work_dir / f'{run.folder}.log').open('w') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        raise SystemExit(f'error: {run} ended with exit code {code}; see {args.work_dir / run}.log')
-    print(f'{run}: {time.time() - started:.0f} s', flush=True)
+        raise SystemExit(f'error: {run.folder} ended with exit code {code}; see {args.work_dir / run.folder}.log')
+    print(f'{run.folder}: {time.time() - started:.0f} s', flush=True)
 
 
-def measure(runs: list[str], lists: dict, args: argparse.Namespace) -> dict:
+@dataclass
+class Measured:
+    """All seeds of a run: what was measured in each layer, and what their logs say."""
+
+    layers: list[dict[str, Collapse]] = field(default_factory=list)
+    depths: dict[str, float] = field(default_factory=dict)
+    logs: list[RunLog] = field(default_factory=list)
+
+    def values(self, layer: str, value: Callable[[Collapse], float]) -> list[float]:
+        return [value(seed[layer]) for seed in self.layers]
+
+    def average(self) -> dict[str, Collapse]:
+        """Distance and effective rank as means over the seeds; the rest is that of the first."""
+        return {
+            layer: replace(
+                one,
+                distance=fmean(self.values(layer, lambda found: found.distance)),
+                effective_rank=fmean(self.values(layer, lambda found: found.effective_rank)),
+            )
+            for layer, one in self.layers[0].items()
+        }
+
+
+def measure(runs: list[Run], lists: dict, args: argparse.Namespace) -> dict[str, Measured]:
     paths = Path(lists['held_out']).read_text().split('\n')[:-1]
-    results, depths, ends = {}, {}, {}
-    v2 = next(run for run in runs if run.startswith('v2'))  # whose config the untrained model is built from
-    for run in ['random', *runs]:
-        work_dir = args.work_dir / (v2 if run == 'random' else run)
+    found: dict[str, Measured] = {}
+    v2 = next(run for run in runs if run.kind.startswith('v2'))  # whose config the untrained model is built from
+    for run in [None, *runs]:
+        work_dir = args.work_dir / (run or v2).folder
         cfg = Config.fromfile(stored_config(work_dir))
-        checkpoint = 'random' if run == 'random' else last_checkpoint(work_dir)
-        backbone = load_trained_backbone(cfg, checkpoint)
+        backbone = load_trained_backbone(cfg, last_checkpoint(work_dir) if run else 'random')
         images = backbone.images(load_pictures(cfg, paths, (SIZE, SIZE)))
-        results[run] = collapse_report.measure_collapse(backbone.model, images.split(16))
-        depths[run] = collapse_report.depths_of(backbone.model, list(results[run]))
-        if run != 'random':
-            log = read_run(work_dir)
-            ends[run] = (log.train['loss'].values[0], log.train['loss'].values[-1], log.val.get('accuracy/top1'))
-    return dict(results=results, depths=depths, ends=ends, logs={run: read_run(args.work_dir / run) for run in runs})
+        measured = found.setdefault(run.name if run else UNTRAINED, Measured())
+        measured.layers.append(collapse_report.measure_collapse(backbone.model, images.split(16)))
+        measured.depths = collapse_report.depths_of(backbone.model, list(measured.layers[-1]))
+        if run:
+            measured.logs.append(read_run(work_dir))
+    return found
 
 
-def name_of(run: str) -> str:
-    kind, epochs = run.rsplit('-', 1) if run != 'random' else ('', '')
-    return f'{KINDS[kind]}, {epochs} epochs' if kind else 'V2, untrained'
+def share_of_rank(one: Collapse) -> float:
+    return one.effective_rank / one.max_rank
 
 
-def least_and_mean(layers: dict, ending: str) -> tuple[float, float, float, int, int] | None:
-    chosen = [one for name, one in layers.items() if name.endswith(f'.{ending}')]
-    if not chosen:
-        return None
-    distances = [one.distance for one in chosen]
-    return (
-        sum(distances) / len(distances),
-        min(distances),
-        sum(one.effective_rank / one.max_rank for one in chosen) / len(chosen),
-        sum(one.num_dead for one in chosen),
-        sum(one.num_saturated for one in chosen),
-    )
-
-
-def report(found: dict, runs: list[str], lists: dict, args: argparse.Namespace) -> None:
-    header = ['run', 'layer', 'mean distance', 'least distance', 'eff. rank / possible', 'dead', 'saturated', 'loss']
+def summary_rows(name: str, measured: Measured) -> list[list[str]]:
+    """A row for all layers before GRN and one for those after it: each value over the blocks, then over the seeds."""
+    end = []
+    if measured.logs:
+        losses = [log.train['loss'].values for log in measured.logs]
+        end.append(f'{fmean(loss[0] for loss in losses):.3f} to {format_values([loss[-1] for loss in losses])}')
+        accuracies = [log.val['accuracy/top1'].values[-1] for log in measured.logs if 'accuracy/top1' in log.val]
+        if accuracies:
+            end.append(f'held-out top-1 {format_values(accuracies, 1)}')
     rows = []
-    for run, layers in found['results'].items():
-        for ending, label in ((BEFORE_GRN, 'before GRN'), (AFTER_GRN, 'after GRN')):
-            numbers = least_and_mean(layers, ending)
-            if numbers is None:
-                continue
-            first, last, accuracy = found['ends'].get(run, (None, None, None))
-            end = '-' if first is None else f'{first:.3f} to {last:.3f}'
-            end += f', held-out top-1 {accuracy.values[-1]:.1f}' if accuracy else ''
-            rows.append([name_of(run), label, *(f'{value:.3f}' for value in numbers[:3]), *map(str, numbers[3:]), end])
-    results = {name_of(run): layers for run, layers in found['results'].items()}
-    depths = {name_of(run): layers for run, layers in found['depths'].items()}
-    longest = max(args.epochs)
-    shown = {name: one for name, one in results.items() if name.endswith(f' {longest} epochs') or 'untrained' in name}
-    panels = collapse_report.panels(shown, depths)[:3]  # distance and rank before GRN, distance after it
-    lines = []
-    for run in runs:
-        if not run.endswith(f'-{longest}'):
+    for ending, label in ((BEFORE_GRN, 'before GRN'), (AFTER_GRN, 'after GRN')):
+        seeds = [[one for layer, one in found.items() if layer.endswith(f'.{ending}')] for found in measured.layers]
+        if not seeds[0]:
             continue
-        curves = [
-            c for n, c in found['logs'][run].val.items() if n.startswith('collapse/distance/') and n.endswith('.gelu')
+        rows.append(
+            [
+                name,
+                label,
+                format_values([fmean(one.distance for one in seed) for seed in seeds]),
+                format_values([min(one.distance for one in seed) for seed in seeds]),
+                format_values([fmean(map(share_of_rank, seed)) for seed in seeds]),
+                str(sum(one.num_dead for seed in seeds for one in seed)),
+                str(sum(one.num_saturated for seed in seeds for one in seed)),
+                ', '.join(end) or '-',
+            ]
+        )
+    return rows
+
+
+def layer_rows(name: str, measured: Measured) -> list[list[str]]:
+    return [
+        [
+            name,
+            layer,
+            format_values(measured.values(layer, lambda one: one.distance)),
+            format_values(measured.values(layer, share_of_rank)),
         ]
-        means = tuple(sum(values) / len(values) for values in zip(*(curve.values for curve in curves), strict=True))
-        lines.append(Line(name_of(run), Curve(curves[0].steps, means)))
+        for layer in measured.layers[0]
+    ]
+
+
+def training_line(name: str, measured: Measured) -> Line:
+    """Distance before GRN in training, the mean over blocks and seeds."""
+    curves = [
+        curve
+        for log in measured.logs
+        for layer, curve in log.val.items()
+        if layer.startswith('collapse/distance/') and layer.endswith(f'.{BEFORE_GRN}')
+    ]
+    return Line(name, Curve(curves[0].steps, tuple(map(fmean, zip(*(curve.values for curve in curves), strict=True)))))
+
+
+def report(found: dict[str, Measured], lists: dict, args: argparse.Namespace) -> None:
+    header = ['run', 'layer', 'mean distance', 'least distance', 'eff. rank / possible', 'dead', 'saturated', 'loss']
+    ending = f' {max(args.epochs)} epochs'
+    shown = {name: one for name, one in found.items() if name == UNTRAINED or name.endswith(ending)}
+    panels = collapse_report.panels(
+        {name: one.average() for name, one in shown.items()}, {name: one.depths for name, one in shown.items()}
+    )[:3]  # distance and rank before GRN, distance after it
+    lines = [training_line(name, one) for name, one in shown.items() if one.logs]
     panels.append(Panel('Cosine distance in training, before GRN', 'epoch', 'mean over blocks', lines))
     draw_curves(panels, args.out.with_suffix('.png'))
     command = shlex.join(['python', 'tools/benchmark/collapse_experiment.py', *sys.argv[1:]])
     origin = dict(machine=machine(), versions=versions(), finished=time.strftime('%Y-%m-%d'))
     layers = {
-        run: {name: dict(depth=depths[run][name], **one.as_dict()) for name, one in found.items()}
-        for run, found in results.items()
+        name: {
+            layer: dict(depth=measured.depths[layer], seeds=[seed[layer].as_dict() for seed in measured.layers])
+            for layer in measured.depths
+        }
+        for name, measured in found.items()
     }
-    content = dict(command=command, **origin, layers=layers)
-    write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
-    layer_table = markdown_table(*collapse_report.table(results))
+    write_atomically(
+        args.out.with_suffix('.json'), json.dumps(dict(command=command, **origin, layers=layers), indent=1) + '\n'
+    )
     text = [
         '# Feature collapse in small',
-        markdown_table(header, rows),
+        markdown_table(header, [row for name, one in found.items() for row in summary_rows(name, one)]),
         f'{args.arch}, {SIZE} px, batches of {BATCH_SIZE}, {lists["num_train"]} photographs to train on and '
-        f'{lists["num_held_out"]} held out, which are measured (whole pictures, {SIZE} px from the centre). Distance: '
-        '(1/C^2) sum_ij (1 - cos) / 2, mean over pictures; 0.5 is orthogonal. Mean and least over the blocks; dead and '
-        'saturated summed over them. Loss: first and last that was logged.',
+        f'{lists["num_held_out"]} held out, which are measured (whole pictures, {SIZE} px from the centre); '
+        f'{args.seeds} seeds, mean ± sample standard deviation. Distance: (1/C^2) sum_ij (1 - cos) / 2, mean over '
+        'pictures; 0.5 is orthogonal. Mean and least over the blocks; dead and saturated summed over blocks and seeds. '
+        'Loss: first and last that was logged.',
         f'![distance]({args.out.with_suffix(".png").name})',
         '## Every layer',
-        layer_table,
+        markdown_table(
+            ['run', 'layer', 'distance', 'eff. rank / possible'],
+            [row for name, one in found.items() for row in layer_rows(name, one)],
+        ),
         '## How',
         f'```\n{command}\n```',
         provenance(origin),
@@ -231,6 +304,7 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--epochs', type=int, nargs='+', default=[20, 60])
     parser.add_argument('--arch', default='atto')
+    parser.add_argument('--seeds', type=int, default=3, help='how many: 0, 1, ... (default: %(default)s)')
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--runs', nargs='+', metavar='RUN', help='train these alone, report nothing')
     which.add_argument('--report-only', action='store_true', help='train nothing, report the runs that are complete')
@@ -239,13 +313,17 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('WARNING')
     torch.set_num_threads(1)
     lists = write_lists(args.folders, args.work_dir)
-    runs = [f'{kind}-{epochs}' for epochs in args.epochs for kind in KINDS]
+    runs = [Run(kind, epochs, seed) for seed in range(args.seeds) for epochs in args.epochs for kind in KINDS]
+    unknown = set(args.runs or ()) - {run.folder for run in runs}
+    if unknown:
+        parser.error(f'--runs: no {", ".join(sorted(unknown))}; there are {", ".join(run.folder for run in runs)}')
     if args.report_only:
         runs = [run for run in runs if is_complete(run, args)]
-    for run in args.runs or runs:
-        train(run, lists, args)
+    for run in runs:
+        if not args.runs or run.folder in args.runs:
+            train(run, lists, args)
     if not args.runs:
-        report(measure(runs, lists, args), runs, lists, args)
+        report(measure(sorted(runs, key=lambda run: run.epochs), lists, args), lists, args)
 
 
 if __name__ == '__main__':
