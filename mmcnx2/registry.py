@@ -15,6 +15,7 @@ def _child(kind: str, parent: Registry, location: str) -> Registry:
 
 MODELS = _child('model', mmengine_registry.MODELS, 'mmcnx2.models')
 DATASETS = _child('dataset', mmengine_registry.DATASETS, 'mmcnx2.datasets')
+FUNCTIONS = _child('function', mmengine_registry.FUNCTIONS, 'mmcnx2.datasets')
 TRANSFORMS = _child('transform', mmengine_registry.TRANSFORMS, 'mmcnx2.datasets')
 DATA_SAMPLERS = _child('data sampler', mmengine_registry.DATA_SAMPLERS, 'mmcnx2.datasets')
 HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmcnx2.engine')

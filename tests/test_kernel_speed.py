@@ -29,7 +29,8 @@ def test_without_a_gpu_it_says_so_in_one_line(call, tmp_path):
     assert not (tmp_path / 'results').exists()
 
 
-def test_the_encoder_step_leaves_gradients(kernel_speed, monkeypatch):
+@pytest.mark.parametrize('way', ['visible, PyTorch', 'masked dense, PyTorch', 'no mask, PyTorch'])
+def test_the_encoder_step_leaves_gradients(kernel_speed, monkeypatch, way):
     models = []
     build = kernel_speed.MODELS.build
 
@@ -39,7 +40,7 @@ def test_the_encoder_step_leaves_gradients(kernel_speed, monkeypatch):
 
     monkeypatch.setattr(kernel_speed.MODELS, 'build', build_and_keep)
     args = Namespace(image_size=64, mask_ratio=0.5, float32=True)
-    kernel_speed.encoder_step(dict(depths=[1] * 4, channels=[8, 16, 24, 32]), 2, args, 'torch', 'cpu')()
+    kernel_speed.encoder_step(dict(depths=[1] * 4, channels=[8, 16, 24, 32]), 2, args, way, 'cpu')()
     assert models[-1].backbone.kernels == 'torch'
     assert all(p.grad.abs().max() > 0 for p in models[-1].backbone.parameters())
 
@@ -65,13 +66,18 @@ def test_the_report_divides_rightly(kernel_speed, tmp_path):
             )
         ],
         encoder=[
-            dict(
-                arch='tiny',
-                batch_size=64,
-                torch=dict(images_per_second=1000.0, peak_gib=10.0),
-                triton=dict(images_per_second=2500.0, peak_gib=8.0),
-            ),
-            dict(arch='large', batch_size=256, torch=None, triton=dict(images_per_second=500.0, peak_gib=70.0)),
+            {
+                'arch': 'tiny',
+                'batch_size': 64,
+                'visible, Triton': dict(images_per_second=2500.0, peak_gib=8.0),
+                'visible, PyTorch': dict(images_per_second=1000.0, peak_gib=10.0),
+            },
+            {
+                'arch': 'large',
+                'batch_size': 256,
+                'visible, Triton': dict(images_per_second=500.0, peak_gib=70.0),
+                'visible, PyTorch': None,
+            },
         ],
     )
     target = kernel_speed.write(results, tmp_path / 'results')
@@ -81,5 +87,7 @@ def test_the_report_divides_rightly(kernel_speed, tmp_path):
     assert 'moves 2.00 TB/s' in report
     assert '| step | forward | 40.0 | 20.0 | 2.00 | 25% |' in report  # 10 MB in 20 us are 0.5 TB/s
     assert '| step | backward | 40.0 | 20.0 | 2.00 | 50% |' in report
-    assert '| tiny | 64 | 1000 | 2500 | 2.50 | 10.0 | 8.0 |' in report
-    assert '| large | 256 | out of memory | 500 | - | - | 70.0 |' in report
+    assert '| arch | batch | visible, Triton | visible, PyTorch |\n|---|---|---|---|' in report
+    assert '| tiny | 64 | 2500 | 1000 (2.50) |' in report
+    assert '| large | 256 | 500 | out of memory |' in report
+    assert '| tiny | 64 | 8.0 GiB | 10.0 GiB |' in report

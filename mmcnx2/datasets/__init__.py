@@ -7,12 +7,13 @@ from .check_label_map import CheckLabelMap
 from .epoch_seeded_sampler import EpochSeededSampler
 from .load_image import LoadImage
 from .load_random_resized_crop import LoadRandomResizedCrop
+from .resident_images import ResidentImages, whole_batch
 from .resumable_batches import ResumableBatches
 from .seeded_dataset import SeededDataset
 from .seeding import SeededIndex
 from .unlabelled_images import UnlabelledImages
 
 __all__ = [
-    'CheckLabelMap', 'EpochSeededSampler', 'LoadImage', 'LoadRandomResizedCrop', 'ResumableBatches', 'SeededDataset',
-    'SeededIndex', 'UnlabelledImages',
+    'CheckLabelMap', 'EpochSeededSampler', 'LoadImage', 'LoadRandomResizedCrop', 'ResidentImages', 'ResumableBatches',
+    'SeededDataset', 'SeededIndex', 'UnlabelledImages', 'whole_batch',
 ]  # fmt: skip

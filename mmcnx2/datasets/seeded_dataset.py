@@ -8,6 +8,7 @@ seed is applied; not for how seeds are derived (seeding.py). Guarded by tests/da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.registry import DATASETS as ALL_DATASETS
@@ -37,6 +38,12 @@ class SeededDataset(Dataset):
             return self.dataset[index]
         with seeded_randomness(index.seed):
             return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """A batch: whole where the dataset makes whole batches (mmcnx2.ResidentImages), else its samples."""
+        if getattr(self.dataset, 'makes_whole_batches', False):
+            return self.dataset.__getitems__(indices)
+        return [self[index] for index in indices]
 
     def __len__(self) -> int:
         return len(self.dataset)

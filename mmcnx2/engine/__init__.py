@@ -7,6 +7,7 @@ Imported as a whole by the registries of `mmcnx2/registry.py`; touch this file t
 from .atomic_backend import AtomicBackend
 from .average_loss_hook import AverageLossHook
 from .bf16_optim_wrapper import BF16OptimWrapper
+from .captured_step import CapturedStepHook
 from .checkpoint_hook import CheckpointHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .non_finite_guard import NonFiniteGuardHook
@@ -18,6 +19,7 @@ __all__ = [
     'AtomicBackend',
     'AverageLossHook',
     'BF16OptimWrapper',
+    'CapturedStepHook',
     'CheckpointHook',
     'CollapseHook',
     'EpochBasedTrainLoop',

@@ -81,6 +81,24 @@ def test_unequal_numbers_of_cells_are_refused():
         VisibleLayout(torch.zeros(2, 1, 2, dtype=torch.bool))
 
 
+def test_a_known_number_of_cells_gives_the_same_tables_without_a_look_at_the_values():
+    """The meta device has no values to look at: whoever waits for one fails there."""
+    visible = random_visible(3, (4, 5), 0.7, seeds=range(3))
+    places = visible.flatten().nonzero()[:, 0]
+    for layout in (VisibleLayout(visible), VisibleLayout(visible, num_visible=6)):
+        assert torch.equal(layout.cells_N, places)
+        assert layout.num_visible == 6
+        slots = layout._slots_BGG()
+        assert slots.dtype == torch.int32
+        assert slots[visible].tolist() == list(range(18))
+        assert (slots[~visible] == -1).all()
+    blind = VisibleLayout(visible.to('meta'), num_visible=6)
+    assert blind._slots_BGG().shape == (3, 4, 5)
+    assert blind._places_at(2).shape == (18 * 4,)
+    with pytest.raises(RuntimeError, match='meta'):
+        VisibleLayout(visible.to('meta'))
+
+
 def test_dense_layout_takes_unequal_numbers_of_cells(setting):
     _, images, conv = setting
     visible = torch.ones(2, 3, 4, dtype=torch.bool)

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 
 import mmcnx2  # noqa: F401  makes 'mmcnx2.X' known to the registry
-from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, VisibleLayout, triton_kernels
+from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, VisibleLayout, layout, triton_kernels
+from mmcnx2.models.layers.kernel_choice import chosen_kernels
 
 triton = pytest.importorskip('triton')
 
@@ -398,6 +400,31 @@ def test_values_on_the_cpu_are_not_for_the_kernels():
 def test_which_values_on_a_gpu_are_for_the_kernels():
     assert triton_kernels.is_available(torch.zeros(1, device='cuda'))
     assert not triton_kernels.is_available(torch.zeros(1, device='cuda', dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'expected'), [(torch.bfloat16, 'triton'), (torch.float32, 'triton'), (torch.float64, 'torch')]
+)
+def test_values_on_a_gpu_are_computed_by_the_kernels_where_they_can(dtype, expected, monkeypatch):
+    x = SimpleNamespace(device=torch.device('cuda', 0), dtype=dtype, is_cuda=True)
+    monkeypatch.setattr(triton_kernels, 'IS_INTERPRETED', False)
+    for capability, chosen in (((9, 0), expected), ((7, 5), 'torch')):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index, of=capability: of)
+        assert chosen_kernels('auto', x) == chosen
+        assert chosen_kernels('torch', x) == 'torch'
+    monkeypatch.setattr(triton_kernels, 'triton', None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: (9, 0))
+    assert chosen_kernels('auto', x) == 'torch'
+
+
+def test_larger_convolutions_are_left_to_pytorch_unless_the_kernels_are_asked_for(monkeypatch):
+    x = torch.zeros(1, 20, 20, 8)
+    monkeypatch.setattr(layout, 'chosen_kernels', lambda kernels, x: 'triton')
+    small, large = DepthwiseConv(8, 13), DepthwiseConv(8, 15)
+    assert layout._kernels_of(x, small, 'auto') == 'triton'
+    assert layout._kernels_of(x, large, 'auto') == 'torch'
+    assert layout._kernels_of(x, large, 'triton') == 'triton'  # which names the mistake
+    assert layout.LARGEST_TRITON_KERNEL == triton_kernels.LARGEST_KERNEL_SIZE
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason='once is enough')

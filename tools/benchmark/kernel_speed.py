@@ -37,6 +37,16 @@ from mmcnx2.models.fcmae.masking import random_visible
 from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, VisibleLayout, triton_kernels
 
 KERNELS = ('torch', 'triton')
+OURS = 'visible, Triton'
+WAYS = {  # of the encoder step -> layout (None: no mask), kernels, whether replayed from a CUDA graph
+    OURS: ('visible', 'triton', True),
+    'visible, PyTorch': ('visible', 'torch', True),
+    'masked dense, PyTorch': ('dense', 'torch', True),
+    'no mask, Triton': (None, 'triton', True),
+    'no mask, PyTorch': (None, 'torch', True),
+    'visible, Triton, no graph': ('visible', 'triton', False),
+    'visible, PyTorch, no graph': ('visible', 'torch', False),
+}
 CELL_SIZE = 32  # px
 CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any card
 QUEUE_CYCLES = 4_000_000  # about 2 ms in which the launches of a run queue up
@@ -61,7 +71,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--image-size', type=int, default=224, help='px')
     parser.add_argument('--mask-ratio', type=float, default=0.6)
     parser.add_argument('--float32', action='store_true', help='instead of bf16')
-    parser.add_argument('--runs', type=int, default=20, help='counted runs of each, after three to warm up')
+    parser.add_argument('--runs', type=int, default=10, help='counted runs of each, after three to warm up')
+    parser.add_argument('--rounds', type=int, default=2, help='of so many runs of each encoder step')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results', help='folder')
     return parser.parse_args()
 
@@ -173,8 +184,9 @@ def time_case(case: Case, dtype: torch.dtype, num_runs: int, clear: Tensor) -> d
     return seconds
 
 
-def copy_bytes_per_second(num_runs: int, clear: Tensor) -> float:
+def copy_bytes_per_second(num_runs: int) -> float:
     """What a plain copy of 1 GiB moves, read and written."""
+    clear = torch.empty(CACHE_BYTES, dtype=torch.uint8, device='cuda')
     source = torch.randint(255, (2**30,), dtype=torch.uint8, device=clear.device)
     target = torch.empty_like(source)
     seconds = [seconds_of(lambda: None, lambda _: target.copy_(source), clear) for _ in range(num_runs + 3)][3:]
@@ -182,52 +194,76 @@ def copy_bytes_per_second(num_runs: int, clear: Tensor) -> float:
 
 
 def encoder_step(
-    arch: str | dict, batch_size: int, args: argparse.Namespace, kernels: str, device: str
+    arch: str | dict, batch_size: int, args: argparse.Namespace, way: str, device: str
 ) -> Callable[[], None]:
-    """Forward and backward of the encoder on visible cells; parameters and images are the same for equal arguments."""
+    """Forward and backward of the encoder in one of the WAYS; parameters and images are the same for equal arguments.
+    """
+    layout, kernels, _ = WAYS[way]
     torch.manual_seed(0)
-    backbone = dict(type='mmcnx2.ConvNeXtV2', arch=arch, kernels=kernels)
-    model = MODELS.build(dict(type='mmcnx2.FCMAE', backbone=backbone, mask_ratio=args.mask_ratio)).to(device)
-    images = torch.randn(batch_size, 3, args.image_size, args.image_size, device=device)
+    config = dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=arch, kernels=kernels))
+    with torch.device(device):
+        model = MODELS.build({**config, 'mask_ratio': args.mask_ratio, 'layout': layout or 'visible'})
+        images = torch.randn(batch_size, 3, args.image_size, args.image_size)
     grid = (args.image_size // CELL_SIZE,) * 2
     visible_BGG = random_visible(batch_size, grid, args.mask_ratio, device)
     dtype = torch.float32 if args.float32 else torch.bfloat16
+    layout = model._layout_of(visible_BGG) if layout else None
 
     def step() -> None:
         model.zero_grad()
         with autocast_of(dtype, images.device):
-            loss = model.encode(images, visible_BGG).float().square().mean()
+            loss = model.backbone(images, layout)[-1].float().square().mean()
         loss.backward()
 
     return step
 
 
+def replayed(step: Callable[[], None]) -> Callable[[], None]:
+    """The step, recorded as a CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+
+    def replay() -> None:
+        graph.replay()
+
+    replay.step = step  # whose tensors the graph reads
+    return replay
+
+
 def time_encoder(arch: str, batch_size: int, args: argparse.Namespace) -> dict[str, dict[str, float] | None]:
-    """{implementation: images per second and peak GiB}; None where the memory does not suffice. One after the other,
-    each in blocks of runs that take turns, so that a card that slows down slows both."""
+    """{way: images per second and peak GiB}; None where the memory does not suffice. One after the other, each in
+    blocks of runs that take turns, so that a card that slows down slows all."""
     seconds: dict[str, list[float]] = {}
     result: dict[str, dict[str, float] | None] = {}
-    for kernels in KERNELS * 2:
+    for way in [*WAYS] * args.rounds:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            step = encoder_step(arch, batch_size, args, kernels, 'cuda')
+            step = encoder_step(arch, batch_size, args, way, 'cuda')
             for _ in range(3):
                 step()
-            for _ in range(max(1, args.runs // 2)):
+            if WAYS[way][2]:
+                step = replayed(step)
+                step()
+            for _ in range(args.runs):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
                 step()
                 end.record()
                 end.synchronize()
-                seconds.setdefault(kernels, []).append(start.elapsed_time(end) / 1e3)
+                seconds.setdefault(way, []).append(start.elapsed_time(end) / 1e3)
         except torch.OutOfMemoryError:
-            result[kernels] = None
+            result[way] = None
             continue
         finally:
             step = None
-        result[kernels] = dict(
-            images_per_second=batch_size / statistics.median(seconds[kernels]),
+        result[way] = dict(
+            images_per_second=batch_size / statistics.median(seconds[way]),
             peak_gib=torch.cuda.max_memory_allocated() / 2**30,
         )
     return result
@@ -258,19 +294,22 @@ def report_of(results: dict) -> str:
             )
     lines += [
         '',
-        '## Encoder step on visible cells, forward and backward',
+        f'## Encoder step, forward and backward: images per second, and how often {OURS} is faster',
         '',
-        '| arch | batch | PyTorch, images/s | Triton, images/s | Triton / PyTorch | PyTorch, GiB | Triton, GiB |',
-        '|---|---|---|---|---|---|---|',
     ]
-    for row in results['encoder']:
-        torch_, triton_ = row['torch'], row['triton']
-        speeds = [f'{each["images_per_second"]:.0f}' if each else 'out of memory' for each in (torch_, triton_)]
-        memory = [f'{each["peak_gib"]:.1f}' if each else '-' for each in (torch_, triton_)]
-        ratio = f'{triton_["images_per_second"] / torch_["images_per_second"]:.2f}' if torch_ and triton_ else '-'
-        cells = (row['arch'], str(row['batch_size']), *speeds, ratio, *memory)
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+    ways = [way for way in WAYS if any(way in row for row in results['encoder'])]
+    for key, form in (('images_per_second', '{:.0f}'), ('peak_gib', '{:.1f} GiB')):
+        lines += [f'| arch | batch | {" | ".join(ways)} |', '|---|---' + '|---' * len(ways) + '|']
+        for row in results['encoder']:
+            cells = [row['arch'], str(row['batch_size'])]
+            for way in ways:
+                cell = form.format(row[way][key]) if row.get(way) else 'out of memory'
+                if key == 'images_per_second' and way != OURS and row.get(way) and row.get(OURS):
+                    cell += f' ({row[OURS][key] / row[way][key]:.2f})'
+                cells.append(cell)
+            lines.append(f'| {" | ".join(cells)} |')
+        lines.append('')
+    return '\n'.join(lines)
 
 
 def write(results: dict, folder: Path) -> Path:
@@ -288,7 +327,6 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit('error: there is no GPU here; kernel_speed.py times the Triton kernels on one.')
     dtype = torch.float32 if args.float32 else torch.bfloat16
-    clear = torch.empty(CACHE_BYTES, dtype=torch.uint8, device='cuda')
     grid = (args.image_size // CELL_SIZE,) * 2
     results = dict(
         date=datetime.date.today().isoformat(),
@@ -301,10 +339,17 @@ def main() -> None:
         mask_ratio=args.mask_ratio,
         runs=args.runs,
         kernel_batch_size=args.kernel_batch_size,
-        copy_bytes_per_second=copy_bytes_per_second(args.runs, clear),
+        copy_bytes_per_second=copy_bytes_per_second(args.runs),
         kernels=[],
         encoder=[],
     )
+    for arch in args.archs:
+        for batch_size in args.batch_sizes:
+            row = dict(arch=arch, batch_size=batch_size, **time_encoder(arch, batch_size, args))
+            results['encoder'].append(row)
+            print(row)
+            target = write(results, args.out)
+    clear = torch.empty(CACHE_BYTES, dtype=torch.uint8, device='cuda')
     for arch in args.archs:
         for stride, num_channels in zip(STRIDES, ARCHS[arch]['channels'], strict=True):
             visible_BGG = random_visible(args.kernel_batch_size, grid, args.mask_ratio, 'cuda')
@@ -317,15 +362,8 @@ def main() -> None:
                 seconds = time_case(case, dtype, args.runs, clear)
                 name = f'{arch}: {case.name}'
                 results['kernels'].append(dict(name=name, num_bytes=case.num_bytes, error=error, seconds=seconds))
+                target = write(results, args.out)
                 print(name, {part: {k: statistics.median(v) for k, v in s.items()} for part, s in seconds.items()})
-    target = write(results, args.out)  # kept if the encoder breaks off
-    del clear
-    for arch in args.archs:
-        for batch_size in args.batch_sizes:
-            row = dict(arch=arch, batch_size=batch_size, **time_encoder(arch, batch_size, args))
-            results['encoder'].append(row)
-            print(row)
-            target = write(results, args.out)
     print(f'\n{report_of(results)}\nwritten to {target}.md and .json')
 
 

@@ -21,7 +21,7 @@ from mmcnx2.registry import MODELS
 from ..layers import DenseLayout, Layout, LeakingLayout, MinkowskiLayout, VisibleLayout
 from ..layers.layout import check_grn_over
 from ..layers.minkowski_layout import import_minkowski_engine
-from .masking import random_visible
+from .masking import num_visible_cells, random_visible
 
 LAYOUTS = {
     'visible': VisibleLayout,
@@ -158,9 +158,12 @@ class FCMAE(BaseModel):
             data_samples: when each carries the metainfo `sample_seed`, its mask depends on that seed alone.
             visible: bool (B, G, G), True = seen; drawn by `draw_visible` when None.
         """
-        visible_BGG = self.draw_visible(images, data_samples) if visible is None else visible
-        predictions_BLP = self.reconstruct(images, visible_BGG)
-        return dict(loss=self.head.loss(predictions_BLP, images, visible_BGG))
+        num_visible = None
+        if visible is None:
+            visible = self.draw_visible(images, data_samples)
+            num_visible = num_visible_cells(visible[0].numel(), self.mask_ratio)
+        predictions_BLP = self._predictions(images, visible, num_visible)
+        return dict(loss=self.head.loss(predictions_BLP, images, visible))
 
     def draw_visible(self, images_BCHW: Tensor, data_samples: list | None = None) -> Tensor:
         """visible_BGG at random, the same number in every image."""
@@ -180,7 +183,10 @@ class FCMAE(BaseModel):
 
         P = patch_size * patch_size * channels, in (row, column, channel) order. Only hidden cells are trained.
         """
-        *skips_BCHW, features_BCHW = self._maps(images, visible)
+        return self._predictions(images, visible)
+
+    def _predictions(self, images: Tensor, visible: Tensor, num_visible: int | None = None) -> Tensor:
+        *skips_BCHW, features_BCHW = self._maps(images, visible, num_visible)
         positions_per_side = self.patch_size // self.backbone.total_stride
         visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
         return self.head(self.neck(features_BCHW, visible_BHW, *skips_BCHW), self.patch_size)
@@ -189,8 +195,10 @@ class FCMAE(BaseModel):
         """As the backbone's, for parameters of the whole model."""
         return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
 
-    def _maps(self, images_BCHW: Tensor, visible_BGG: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps that the decoder takes, the last one last."""
+    def _maps(
+        self, images_BCHW: Tensor, visible_BGG: Tensor, num_visible: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """The backbone's maps that the decoder takes, the last one last. `num_visible` when it is known to hold."""
         if visible_BGG.dtype != torch.bool or len(visible_BGG) != len(images_BCHW):
             raise TypeError(
                 f'visible is a {visible_BGG.dtype} tensor of shape {tuple(visible_BGG.shape)} for {len(images_BCHW)} '
@@ -198,10 +206,11 @@ class FCMAE(BaseModel):
                 'way round: visible = mask == 0).'
             )
         self._check_sizes(images_BCHW, visible_BGG.shape[1:])
-        return self.backbone(images_BCHW, self._layout_of(visible_BGG))
+        return self.backbone(images_BCHW, self._layout_of(visible_BGG, num_visible))
 
-    def _layout_of(self, visible_BGG: Tensor) -> Layout:
-        return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over, kernels=self.backbone.kernels)
+    def _layout_of(self, visible_BGG: Tensor, num_visible: int | None = None) -> Layout:
+        known = {'num_visible': num_visible} if self.layout == 'visible' else {}
+        return LAYOUTS[self.layout](visible_BGG, grn_over=self.grn_over, kernels=self.backbone.kernels, **known)
 
     def _check_sizes(self, images_BCHW: Tensor, grid_shape: tuple[int, int]) -> None:
         sizes = tuple(images_BCHW.shape[-2:])

@@ -2,10 +2,11 @@
 
 All give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
 
-* 'auto': the fastest that has been measured: C++ on the CPU, for float32 and bfloat16; PyTorch's elsewhere;
+* 'auto': the fastest that has been measured: C++ on the CPU, for float32 and bfloat16; Triton on a GPU, where it can
+  compute; PyTorch's elsewhere;
 * 'torch': PyTorch's, always;
 * 'cpp': C++; an error where it cannot compute;
-* 'triton': Triton; an error where it cannot compute. Not yet timed on a GPU, so never chosen by 'auto'.
+* 'triton': Triton; an error where it cannot compute.
 
 Touch it for the choice; the kernels are in cpu_kernels.py and triton_kernels.py (loaded only when asked for). Guarded
 by tests/models/test_cpu_kernels.py and tests/models/test_triton_kernels.py.
@@ -58,4 +59,8 @@ def chosen_kernels(kernels: str, x: Tensor) -> str:
                 f"bfloat16 or float16; this is {x.dtype} on {x.device}. Use 'auto'."
             )
         return 'triton'
+    if kernels == 'auto' and x.is_cuda:
+        from . import triton_kernels
+
+        return 'triton' if triton_kernels.is_available(x) else 'torch'
     return 'cpp' if kernels == 'auto' and suits_cpp and cpu_kernels.is_available() else 'torch'

@@ -17,7 +17,6 @@ Guarded by tests/models/test_layout.py.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -28,6 +27,7 @@ from .depthwise import DepthwiseConv
 from .kernel_choice import check_kernels, chosen_kernels, under_autocast
 
 GRN_SCOPES = ('image', 'batch')
+LARGEST_TRITON_KERNEL = 13
 POOLED_NORMS = {'l1': 1, 'l2': 2}
 
 
@@ -73,11 +73,13 @@ def _conv_channels_last(x_BHWC: Tensor, module: nn.Module) -> Tensor:
 
 
 def _kernels_of(x: Tensor, module: nn.Module, kernels: str) -> str:
-    """What computes this convolution. Only the depthwise ones of a block have kernels; those in C++ are 7 x 7."""
+    """What computes this convolution. Only the depthwise ones of a block have kernels; those in C++ are 7 x 7, those in
+    Triton at most 13 x 13."""
     if not isinstance(module, DepthwiseConv):
         return 'torch'
     chosen = chosen_kernels(kernels, x)
-    return 'torch' if chosen == 'cpp' and module.kernel_size != (7, 7) else chosen
+    is_too_large = kernels == 'auto' and module.kernel_size[0] > LARGEST_TRITON_KERNEL
+    return 'torch' if (chosen == 'cpp' and module.kernel_size != (7, 7)) or is_too_large else chosen
 
 
 def _conv_by_cpp(
@@ -224,34 +226,46 @@ class VisibleLayout:
         visible_BGG: bool, True where a cell is seen.
         grn_over: 'image' or 'batch'.
         kernels: as in kernel_choice.py.
+        num_visible: K, from a caller who knows that every image sees so many. Nothing is checked then, and the CPU
+            need not wait for the GPU, nor stop the recording of a CUDA graph.
 
     Raises:
         ValueError: images see different numbers of cells, or none.
     """
 
-    def __init__(self, visible_BGG: Tensor, grn_over: str = 'image', kernels: str = 'auto') -> None:
+    def __init__(
+        self, visible_BGG: Tensor, grn_over: str = 'image', kernels: str = 'auto', num_visible: int | None = None
+    ) -> None:
         check_grn_over(grn_over)
         check_kernels(kernels)
         self.grn_over, self.kernels = grn_over, kernels
         self.num_images, *self.grid_shape = visible_BGG.shape
-        self.cells_N = visible_BGG.flatten().nonzero().squeeze(1)  # flat index of each visible cell in (B, G, G)
-        self.num_visible = self.cells_N.numel() // self.num_images
-        counts = visible_BGG.flatten(1).sum(1)
-        if self.num_visible == 0 or bool((counts != self.num_visible).any()):
-            raise ValueError(
-                f'the images of a batch must see the same number of cells, at least 1; these see {counts.tolist()}. '
-                "Draw them with masking.random_visible, or use layout='dense'."
-            )
+        self._visible_BL = visible_BGG.flatten(1)
+        self.num_visible = self._checked_count() if num_visible is None else num_visible
+        B, L = self._visible_BL.shape
+        self._place_BL = self._visible_BL.cumsum(1) - 1  # of a visible cell among those of its image
+        cells_BL = torch.arange(B * L, device=visible_BGG.device).view(B, L)
+        place_BL = torch.where(self._visible_BL, self._place_BL, self.num_visible)  # hidden ones go behind the last
+        cells_BK = torch.zeros_like(cells_BL[:, :1]).repeat(1, self.num_visible + 1).scatter_(1, place_BL, cells_BL)
+        self.cells_N = cells_BK[:, :-1].flatten()  # flat index of each visible cell in (B, G, G)
         self._places: dict[int, Tensor] = {}
         self._slots: Tensor | None = None
+
+    def _checked_count(self) -> int:
+        counts = self._visible_BL.sum(1).tolist()
+        if min(counts) == 0 or min(counts) < max(counts):
+            raise ValueError(
+                f'the images of a batch must see the same number of cells, at least 1; these see {counts}. '
+                "Draw them with masking.random_visible, or use layout='dense'."
+            )
+        return counts[0]
 
     def _slots_BGG(self) -> Tensor:
         """int32, which of the visible cells (B * K) stands at each place of the grid; -1 where it is hidden."""
         if self._slots is None:
-            shape = (self.num_images, *self.grid_shape)
-            slots = torch.full((math.prod(shape),), -1, dtype=torch.int32, device=self.cells_N.device)
-            slots[self.cells_N] = torch.arange(len(self.cells_N), dtype=torch.int32, device=slots.device)
-            self._slots = slots.view(shape)
+            first_B1 = torch.arange(self.num_images, device=self.cells_N.device)[:, None] * self.num_visible
+            slots_BL = torch.where(self._visible_BL, first_B1 + self._place_BL, -1).int()
+            self._slots = slots_BL.view(self.num_images, *self.grid_shape)
         return self._slots
 
     def _places_at(self, positions_per_side: int) -> Tensor:

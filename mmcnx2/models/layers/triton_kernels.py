@@ -47,7 +47,12 @@ def is_available(values: Tensor) -> bool:
     device in Triton's interpreter), a supported dtype, Triton installed."""
     if triton is None or values.dtype not in DTYPES:
         return False
-    return IS_INTERPRETED or (values.is_cuda and torch.cuda.get_device_capability(values.device) >= (8, 0))
+    return IS_INTERPRETED or (values.is_cuda and _is_new_enough(values.device.index))
+
+
+@torch.compiler.assume_constant_result
+def _is_new_enough(device_index: int | None) -> bool:
+    return torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
 def kernel(function):
