@@ -2,6 +2,7 @@
 with kernels='torch', which tests/models/test_layout.py holds against masked dense maps.
 """
 
+import platform
 import warnings
 
 import pytest
@@ -97,6 +98,9 @@ def test_gelu_is_the_exact_one():
     x64 = x.double().requires_grad_()
     (expected,) = torch.autograd.grad(F.gelu(x64).sum(), x64)
     assert (slope.double() - expected).abs().max() < 5e-7
+    far = torch.tensor([-1e4, -40.0, -6.5, 6.5, 40.0, 1e4]).view(1, -1, 1)
+    y = cpu_kernels.gelu_grn(far, torch.zeros(1), torch.zeros(1), 1e-6)
+    assert ((y - far.clamp(min=0)).abs() < 1e-7 * far.abs()).all()
 
 
 def test_in_place_the_same_bits():
@@ -281,6 +285,21 @@ def test_it_is_compiled_once(unbuilt, monkeypatch):
     monkeypatch.setattr(cpu_kernels, 'build', lambda *_: pytest.fail('compiled again'))
     cpu_kernels.library()
     assert [built] == list(unbuilt.iterdir())
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='names an instruction set of x86')
+@pytest.mark.parametrize('dtype', TOLERANCE)
+def test_processors_without_avx_512(unbuilt, monkeypatch, dtype, randomise):
+    """Registers half as wide, and another way to GELU."""
+    monkeypatch.setattr(cpu_kernels, 'COMPILE', (*cpu_kernels.COMPILE, '-mno-avx512f'))
+    test_gelu_is_the_exact_one()
+    test_nan_is_not_swallowed()
+    test_bfloat16_is_rounded_to_the_nearest()
+    for case in VISIBLE:
+        check_convolution(*visible_case(*case, dtype), dtype)
+    for case in DENSE:
+        check_convolution(*dense_case(*case, dtype), dtype)
+    test_gelu_and_grn((3, 5, 14, 20), 'image', dtype, randomise)
 
 
 @pytest.mark.parametrize(
