@@ -28,11 +28,15 @@ class Calls:
 
         def replay():
             self.count += 1
-            for parameter in self.model.parameters():
+            parameters = list(self.model.parameters())
+            kept = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
                 parameter.grad = None
             for name, value in work().items():
                 found[name].copy_(value)
-            torch._foreach_copy_(gradients, [parameter.grad for parameter in self.model.parameters()])
+            torch._foreach_copy_(gradients, [parameter.grad for parameter in parameters])
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient  # a graph knows memory, not attributes
 
         return replay, found
 
