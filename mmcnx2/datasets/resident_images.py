@@ -106,7 +106,7 @@ class ResidentImages(Dataset):
         if self._pictures_NCSS is None:
             self._load()
         index_B = torch.as_tensor([int(index) for index in indices]).to(self.device)
-        top, left, height, width = (self._draw(self._sizes_N2[index_B])).unbind(1)
+        top, left, height, width = self._draw(self._sizes_N2[index_B]).unbind(1)
         return dict(inputs=self._crops(index_B, top, left, height, width), data_samples=None)
 
     def _as_stored(self, results: dict) -> dict:
@@ -125,17 +125,17 @@ class ResidentImages(Dataset):
                     'mmcnx2.UnlabelledImages with mmcnx2.LoadRandomResizedCrop, which read files as they go.'
                 )
         started = time.perf_counter()
-        pictures_NSSC = np.empty((len(self), self.side, self.side, 3), np.uint8)
+        pictures_NCSS = np.empty((len(self), 3, self.side, self.side), np.uint8)
         sizes_N2 = np.empty((len(self), 2), np.float64)
 
         def load(index: int) -> None:
             loaded = self.dataset[index]
-            pictures_NSSC[index], sizes_N2[index] = loaded['picture'], loaded['size']
+            pictures_NCSS[index], sizes_N2[index] = loaded['picture'].transpose(2, 0, 1), loaded['size']
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding and resizing leave Python's lock
             for _ in pool.map(load, range(len(self))):
                 pass
-        self._pictures_NCSS = torch.from_numpy(pictures_NSSC).to(self.device).permute(0, 3, 1, 2).contiguous()
+        self._pictures_NCSS = torch.from_numpy(pictures_NCSS).to(self.device)
         self._sizes_N2 = torch.from_numpy(sizes_N2).to(self.device)
         print_log(
             f'{len(self)} pictures of {self.side} px ({num_bytes / MEGABYTE:,.0f} MB) loaded to {self.device} in '

@@ -76,7 +76,7 @@ class CapturedStep:
     def __init__(self, model: nn.Module, capture: Callable | None = None) -> None:
         self.model, self.ordinary_step = model, model.train_step
         self.stream = None if capture else torch.cuda.Stream()
-        self.capture = capture or self._capture_graph
+        self.capture = capture or (lambda work: record_graph(work, self.stream))
         self.num_steps = 0
         self.replay: Callable[[], object] | None = None
         self.inputs: Tensor | None = None
@@ -133,9 +133,14 @@ class CapturedStep:
         self.replay, self.log_vars = self.capture(work)
         self.gradients = [(each, each.grad) for each in self.model.parameters() if each.grad is not None]
 
-    def _capture_graph(self, work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            found = work()
-        return graph.replay, found
+
+def record_graph(work: Callable[[], Any], stream: torch.cuda.Stream) -> tuple[Callable[[], object], Any]:
+    """(what replays the work from a CUDA graph, what the work returned while it was recorded).
+
+    The work must have run on this stream before. The caller keeps everything alive that it reads.
+    """
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = work()
+    return graph.replay, found

@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 import mmcnx2
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.captured_step import record_graph
 from mmcnx2.models.backbones.convnext_v2 import ARCHS, NORM_EPS, STRIDES
+from mmcnx2.models.fcmae.fcmae import LAYOUTS
 from mmcnx2.models.fcmae.masking import random_visible
 from mmcnx2.models.layers import GRN, DenseLayout, DepthwiseConv, LayerNorm, Layout, VisibleLayout, triton_kernels
 
@@ -202,12 +204,12 @@ def encoder_step(
     torch.manual_seed(0)
     config = dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch=arch, kernels=kernels))
     with torch.device(device):
-        model = MODELS.build({**config, 'mask_ratio': args.mask_ratio, 'layout': layout or 'visible'})
+        model = MODELS.build(config)
         images = torch.randn(batch_size, 3, args.image_size, args.image_size)
     grid = (args.image_size // CELL_SIZE,) * 2
     visible_BGG = random_visible(batch_size, grid, args.mask_ratio, device)
     dtype = torch.float32 if args.float32 else torch.bfloat16
-    layout = model._layout_of(visible_BGG) if layout else None
+    layout = LAYOUTS[layout](visible_BGG, kernels=kernels) if layout else None
 
     def step() -> None:
         model.zero_grad()
@@ -220,19 +222,12 @@ def encoder_step(
 
 def replayed(step: Callable[[], None]) -> Callable[[], None]:
     """The step, recorded as a CUDA graph."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-
-    def replay() -> None:
-        graph.replay()
-
-    replay.step = step  # whose tensors the graph reads
-    return replay
+    replay, _ = record_graph(step, stream)
+    return partial(lambda _: replay(), step)  # with the step, whose tensors the graph reads
 
 
 def time_encoder(arch: str, batch_size: int, args: argparse.Namespace) -> dict[str, dict[str, float] | None]:

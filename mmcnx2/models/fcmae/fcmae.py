@@ -162,7 +162,7 @@ class FCMAE(BaseModel):
         if visible is None:
             visible = self.draw_visible(images, data_samples)
             num_visible = num_visible_cells(visible[0].numel(), self.mask_ratio)
-        predictions_BLP = self._predictions(images, visible, num_visible)
+        predictions_BLP = self.reconstruct(images, visible, num_visible)
         return dict(loss=self.head.loss(predictions_BLP, images, visible))
 
     def draw_visible(self, images_BCHW: Tensor, data_samples: list | None = None) -> Tensor:
@@ -178,14 +178,12 @@ class FCMAE(BaseModel):
         cell. With layout='leaking' hidden cells are not zero."""
         return self._maps(images_BCHW, visible_BGG)[-1]
 
-    def reconstruct(self, images: Tensor, visible: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, visible: Tensor, num_visible: int | None = None) -> Tensor:
         """predictions_BLP: values of every cell, row by row; normalised per cell when the head's norm_pix is on.
 
         P = patch_size * patch_size * channels, in (row, column, channel) order. Only hidden cells are trained.
+        `num_visible` says, when it is known, how many cells every image sees; then nobody counts them.
         """
-        return self._predictions(images, visible)
-
-    def _predictions(self, images: Tensor, visible: Tensor, num_visible: int | None = None) -> Tensor:
         *skips_BCHW, features_BCHW = self._maps(images, visible, num_visible)
         positions_per_side = self.patch_size // self.backbone.total_stride
         visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import cpu_kernels
 
 KERNELS = ('auto', 'torch', 'cpp', 'triton')
+LARGEST_TRITON_KERNEL = 13  # positions a side: the taps of a column are held in registers
 
 
 def check_kernels(kernels: str) -> None:

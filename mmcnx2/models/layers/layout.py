@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from . import cpu_kernels
 from .depthwise import DepthwiseConv
-from .kernel_choice import check_kernels, chosen_kernels, under_autocast
+from .kernel_choice import LARGEST_TRITON_KERNEL, check_kernels, chosen_kernels, under_autocast
 
 GRN_SCOPES = ('image', 'batch')
-LARGEST_TRITON_KERNEL = 13
 POOLED_NORMS = {'l1': 1, 'l2': 2}
 
 
@@ -246,7 +245,7 @@ class VisibleLayout:
         self._place_BL = self._visible_BL.cumsum(1) - 1  # of a visible cell among those of its image
         cells_BL = torch.arange(B * L, device=visible_BGG.device).view(B, L)
         place_BL = torch.where(self._visible_BL, self._place_BL, self.num_visible)  # hidden ones go behind the last
-        cells_BK = torch.zeros_like(cells_BL[:, :1]).repeat(1, self.num_visible + 1).scatter_(1, place_BL, cells_BL)
+        cells_BK = cells_BL.new_zeros(B, self.num_visible + 1).scatter_(1, place_BL, cells_BL)
         self.cells_N = cells_BK[:, :-1].flatten()  # flat index of each visible cell in (B, G, G)
         self._places: dict[int, Tensor] = {}
         self._slots: Tensor | None = None

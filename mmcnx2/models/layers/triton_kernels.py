@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from .kernel_choice import under_autocast
+from .kernel_choice import LARGEST_TRITON_KERNEL, under_autocast
 
 try:
     import triton
@@ -33,7 +33,7 @@ except ImportError:  # a build of PyTorch without CUDA; `is_available` says no
     triton = None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_KERNEL_SIZE = 13  # the taps of a column are held in registers
+LARGEST_KERNEL_SIZE = LARGEST_TRITON_KERNEL
 LARGEST_WHOLE_CELL = 16  # positions per side up to which a program computes whole cells
 DENSE_TILE_COLUMNS = 8
 TAP_COLUMNS = 2  # columns of taps whose gradient one program sums: registers against reads of the same values
