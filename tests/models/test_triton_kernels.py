@@ -311,6 +311,25 @@ def test_the_benchmark_compares_equal_things(device):
         assert kernel_speed.largest_error(case, torch.bfloat16) < kernel_speed.LARGEST_ERROR[torch.bfloat16]
 
 
+def test_the_benchmark_compiles_stages_side_by_side(device, tmp_path):
+    """In processes of their own, so in a script of its own. The interpreter compiles nothing: there it only runs."""
+    script = tmp_path / 'compile.py'
+    script.write_text(
+        'import sys, torch\n'
+        f'sys.path.insert(0, {str(ROOT / "tools/benchmark")!r})\n'
+        'import kernel_speed\n'
+        "if __name__ == '__main__':\n"
+        '    visible_BGG = torch.ones(1, 1, 1, dtype=torch.bool)\n'
+        f'    kernel_speed.compile_side_by_side({{(8, 1), (16, 2)}}, visible_BGG, torch.float32, {device!r}, 2)\n'
+    )
+    env = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path / 'cache'), 'OMP_NUM_THREADS': '1'}
+    run = subprocess.run([sys.executable, script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split('\n') == ['compiled: P=1, C=8', 'compiled: P=2, C=16', '']
+    if device == 'cuda':
+        assert len({path.name for path in tmp_path.glob('cache/*/*.cubin')}) >= 10  # kernels, by name
+
+
 def test_a_compiled_step_has_no_graph_break(device):
     torch.manual_seed(0)
     slots_cells = tables(masks('#').to(device))

@@ -7,6 +7,9 @@ CUDA events, the two taking turns, the L2 cache cleared and the launches queued 
 GPU's alone. Its rate is the bytes that it must move over its time, given as a share of what a plain copy reaches on the
 same card in the same run. The encoder step (visible cells, bf16 autocast, forward and backward) is timed as it runs,
 launches included, with its peak memory. Writes kernel_speed_CARD_DATE.md and .json into `--out`.
+
+Compiling takes Triton several seconds per step and size when it sees them first. `--compile-processes 8` lets so many
+processes fill its cache side by side before anything is timed; they share the card, and need about 1 GiB of it each.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--mask-ratio', type=float, default=0.6)
     parser.add_argument('--float32', action='store_true', help='instead of bf16')
     parser.add_argument('--runs', type=int, default=10, help='counted runs of each, after three to warm up')
+    parser.add_argument('--compile-processes', type=int, default=0, help='that compile all kernels beforehand')
     parser.add_argument('--rounds', type=int, default=2, help='of so many runs of each encoder step')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results', help='folder')
     return parser.parse_args()
@@ -143,6 +149,33 @@ def largest_error(case: Case, dtype: torch.dtype) -> float:
     return max(
         ((a.double() - b.double()).norm() / a.double().norm()).item() for a, b in zip(*results.values(), strict=True)
     )
+
+
+def stages_of(archs: list[str]) -> Iterator[tuple[str, int, int]]:
+    """(arch, channels, positions per side of a cell) of each."""
+    for arch in archs:
+        for stride, num_channels in zip(STRIDES, ARCHS[arch]['channels'], strict=True):
+            yield arch, num_channels, CELL_SIZE // stride
+
+
+def run_once(num_channels: int, positions_per_side: int, visible_BGG: Tensor, dtype: torch.dtype, device: str) -> str:
+    """Every step of a stage once, forward and backward, which leaves its kernels compiled in Triton's cache."""
+    torch.set_num_threads(1)
+    for case in kernel_cases(num_channels, positions_per_side, visible_BGG.to(device), dtype):
+        with autocast_of(dtype, case.leaves[0].device):
+            out = case.functions['triton']()
+        torch.autograd.grad(out, case.leaves, torch.zeros_like(out))
+    return f'P={positions_per_side}, C={num_channels}'
+
+
+def compile_side_by_side(
+    stages: set[tuple[int, int]], visible_BGG: Tensor, dtype: torch.dtype, device: str, num_processes: int
+) -> None:
+    """Fills Triton's cache for the stages (channels, positions per side of a cell) in processes of their own."""
+    with ProcessPoolExecutor(num_processes, mp_context=get_context('spawn')) as pool:
+        jobs = [pool.submit(run_once, C, P, visible_BGG.cpu(), dtype, device) for C, P in sorted(stages)]
+        for job in jobs:
+            print(f'compiled: {job.result()}', flush=True)
 
 
 def seconds_of(prepare: Callable[[], object], step: Callable[[object], object], clear: Tensor) -> float:
@@ -323,6 +356,10 @@ def main() -> None:
         sys.exit('error: there is no GPU here; kernel_speed.py times the Triton kernels on one.')
     dtype = torch.float32 if args.float32 else torch.bfloat16
     grid = (args.image_size // CELL_SIZE,) * 2
+    if args.compile_processes > 0:
+        stages = {(num_channels, P) for _, num_channels, P in stages_of(args.archs)}
+        visible_BGG = random_visible(args.kernel_batch_size, grid, args.mask_ratio, 'cpu')
+        compile_side_by_side(stages, visible_BGG, dtype, 'cuda', args.compile_processes)
     results = dict(
         date=datetime.date.today().isoformat(),
         card=torch.cuda.get_device_name(),
@@ -345,20 +382,17 @@ def main() -> None:
             print(row)
             target = write(results, args.out)
     clear = torch.empty(CACHE_BYTES, dtype=torch.uint8, device='cuda')
-    for arch in args.archs:
-        for stride, num_channels in zip(STRIDES, ARCHS[arch]['channels'], strict=True):
-            visible_BGG = random_visible(args.kernel_batch_size, grid, args.mask_ratio, 'cuda')
-            for case in kernel_cases(num_channels, CELL_SIZE // stride, visible_BGG, dtype):
-                error = largest_error(case, dtype)
-                if not error < LARGEST_ERROR[dtype]:
-                    sys.exit(
-                        f'error: {arch}: {case.name}: the implementations differ by {error:.1e}; nothing is timed.'
-                    )
-                seconds = time_case(case, dtype, args.runs, clear)
-                name = f'{arch}: {case.name}'
-                results['kernels'].append(dict(name=name, num_bytes=case.num_bytes, error=error, seconds=seconds))
-                target = write(results, args.out)
-                print(name, {part: {k: statistics.median(v) for k, v in s.items()} for part, s in seconds.items()})
+    for arch, num_channels, positions_per_side in stages_of(args.archs):
+        visible_BGG = random_visible(args.kernel_batch_size, grid, args.mask_ratio, 'cuda')
+        for case in kernel_cases(num_channels, positions_per_side, visible_BGG, dtype):
+            error = largest_error(case, dtype)
+            if not error < LARGEST_ERROR[dtype]:
+                sys.exit(f'error: {arch}: {case.name}: the implementations differ by {error:.1e}; nothing is timed.')
+            seconds = time_case(case, dtype, args.runs, clear)
+            name = f'{arch}: {case.name}'
+            results['kernels'].append(dict(name=name, num_bytes=case.num_bytes, error=error, seconds=seconds))
+            target = write(results, args.out)
+            print(name, {part: {k: statistics.median(v) for k, v in s.items()} for part, s in seconds.items()})
     print(f'\n{report_of(results)}\nwritten to {target}.md and .json')
 
 
