@@ -6,8 +6,8 @@ Needs:  data/coco; 8 GPUs, 2 images each (memory not measured); a checkpoint of 
         classifier
 Expect: not run yet; the paper has no number for this head; ConvNeXt V1 base with this recipe: box AP / mask AP 52.7 /
         45.6 (published: its official repository)
-Source: the recipe of ConvNeXt V1's official repository; lr 2e-4, layer decay 0.8 in groups and drop path 0.6 for V2
-        are ours, its values for this size
+Source: the recipe of ConvNeXt V1's official repository, with its lr 2e-4 and layer decay 0.8 in groups for this
+        size; drop path 0.6 for V2 is ours (V1: 0.7)
 """
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_convnextv2_fpn.py', '../_base_/datasets/coco_ms_crop.py',

@@ -8,7 +8,7 @@ Needs:  data/imagenet (train/ and val/ with a folder per class); 64 GPUs with bf
 Expect: not run yet; the paper has no number for this size without FCMAE
 Source: our choice, since arXiv 2301.00808 gives no settings for its supervised models: the recipe in the official
         repository of ConvNeXt V1, with the drop path of large, for V1 has no such size. No supervised V2 weights were
-        released; the configs in configs/coco that end in -sup start from these
+        released; those configs of V2 huge in configs/coco that end in -sup start from these
 """
 _base_ = [
     '../_base_/models/classifier_convnextv2.py', '../_base_/datasets/imagenet_224.py',

@@ -7,8 +7,7 @@ Needs:  data/imagenet (train/ and val/ with a folder per class); 32 GPUs with bf
         custom_hooks.1.interval=N, or set auto_scale_lr.enable=True
 Expect: 82.5% ImageNet-1K top-1 (published: paper, Tables 14 and 15); with our code not run yet
 Source: our choice, since arXiv 2301.00808 gives no settings for its supervised models: the recipe in the official
-        repository of ConvNeXt V1, and its drop path for this size. No supervised V2 weights were released; the configs
-        in configs/coco that end in -sup start from these
+        repository of ConvNeXt V1, and its drop path for this size. No supervised V2 weights were released
 """
 _base_ = [
     '../_base_/models/classifier_convnextv2.py', '../_base_/datasets/imagenet_224.py',

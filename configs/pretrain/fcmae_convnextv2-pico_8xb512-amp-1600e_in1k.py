@@ -3,7 +3,7 @@
 Run:    bash tools/dist_train.sh configs/pretrain/fcmae_convnextv2-pico_8xb512-amp-1600e_in1k.py 8
 Needs:  data/imagenet/train (pictures in any folders); 8 GPUs with bfloat16, 512 images each. Fewer: keep the 4096
         images per step with optim_wrapper.accumulative_counts, or set auto_scale_lr.enable=True. Memory not measured
-Expect: 80.3% ImageNet-1K top-1 after fine-tuning (published: paper, Tables 4, 14 and 15); with our code not run yet
+Expect: 80.3% ImageNet-1K top-1 after fine-tuning (published: paper, Tables 14 and 15); with our code not run yet
 Source: recipe of arXiv 2301.00808, Table 8, and its official training script; how the images are split over GPUs is
         our choice
 """

@@ -2,7 +2,7 @@
 # 100% of the area, flipped half of the time, RandAugment (two operations of magnitude 9 with deviation 0.5 out of
 # timm's increasing set, each applied half of the time), and a quarter of the images with a rectangle of noise. The test
 # resizes to 512 x 512 px without a crop and without keeping the ratio, as the official code does from 384 px on.
-# type='CustomDataset' takes class folders of any number and name, for own images.
+# type='CustomDataset' takes class folders of any number and name, for own images; configs/README.md has the options.
 mean_bgr = [103.53, 116.28, 123.675]  # images are loaded as BGR
 std_bgr = [57.375, 57.12, 58.395]
 

@@ -2,8 +2,9 @@
 
 All give the same numbers up to rounding. `kernels` is an argument of the backbone and travels in the layout:
 
-* 'auto': the fastest that has been measured: C++ on the CPU, for float32 and bfloat16; Triton on a GPU, where it can
-  compute; PyTorch's elsewhere;
+* 'auto': C++ on the CPU, for float32 and bfloat16; Triton on a GPU, where it can compute; PyTorch's elsewhere. Each is
+  the fastest that has been measured, Triton's when the GPU and not the CPU that starts its kernels sets the pace (CUDA
+  graphs, large batches);
 * 'torch': PyTorch's, always;
 * 'cpp': C++; an error where it cannot compute;
 * 'triton': Triton; an error where it cannot compute.
