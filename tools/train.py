@@ -114,6 +114,8 @@ def main() -> None:
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
+        if args.unsafe_load:
+            run_config.trust_init_cfgs(cfg)
         set_aside_held_out_data(cfg)
         if args.amp:
             use_mixed_precision(cfg)

@@ -121,19 +121,19 @@ def verdict(
         return ['The two rows cannot be compared yet: a row has no results.']
     raised = [difference.metric for difference in found if round(difference.gain, decimals) > 0]
     if not raised:
-        all_names = _listed([difference.metric for difference in found])
+        all_names = listed([difference.metric for difference in found])
         summary = (
             f'{with_it[0].upper()}{with_it[1:]} gained nothing here: none of {all_names} is higher than '
             f'{wording.baseline}.'
         )
     elif len(raised) == len(found):
         verb = 'is' if len(raised) == 1 else 'are'
-        summary = f'With {with_it} {_listed(raised)} {verb} higher than {wording.baseline}.'
+        summary = f'With {with_it} {listed(raised)} {verb} higher than {wording.baseline}.'
     else:
         others = [difference.metric for difference in found if difference.metric not in raised]
         summary = (
-            f'The result is mixed: with {with_it} {_listed(raised)} {"is" if len(raised) == 1 else "are"} higher, '
-            f'{_listed(others)} {"is" if len(others) == 1 else "are"} not.'
+            f'The result is mixed: with {with_it} {listed(raised)} {"is" if len(raised) == 1 else "are"} higher, '
+            f'{listed(others)} {"is" if len(others) == 1 else "are"} not.'
         )
     details = '; '.join(
         f'{d.metric} {d.baseline:.{decimals}f} -> {d.treated:.{decimals}f} ({d.gain:+.{decimals}f}'
@@ -150,12 +150,13 @@ def verdict(
     else:
         clear = [difference.metric for difference in found if difference.is_clear]
         caution = f'{num_seeds} seeds per row. ' + (
-            f'Larger than two standard errors: the difference in {_listed(clear)}.'
+            f'Larger than two standard errors: the difference in {listed(clear)}.'
             if clear
             else 'No difference is larger than two standard errors, so none can be told from chance.'
         )
     return [summary, f'{wording.arrow}: {details}.', caution]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """'a, b and c'."""
     return names[0] if len(names) == 1 else ', '.join(names[:-1]) + ' and ' + names[-1]

@@ -42,6 +42,8 @@ def nearest(
         raise ValueError(f'k={k}: the neighbours are chosen from {N} training pictures, so k lies between 1 and {N}')
     if queries_QC.shape[1] != C:
         raise ValueError(f'{queries_QC.shape[1]} channels against {C} of the training pictures: another layer?')
+    if len(queries_QC) == 0:
+        raise ValueError('there are no pictures whose neighbours could be looked for')
     similarities, places = [], []
     for first in range(0, len(queries_QC), query_chunk):
         queries = _unit_rows(queries_QC[first : first + query_chunk], device)

@@ -49,7 +49,7 @@ class LinearProbe:
 
     def loss(self, features_NC: np.ndarray, labels_N: Sequence[int]) -> float:
         """Mean cross entropy, without the penalty."""
-        labels_N = torch.as_tensor(np.asarray(labels_N))
+        labels_N = torch.as_tensor(np.asarray(labels_N, np.int64))
         total, done = 0.0, 0
         for x in self._pieces(features_NC):
             labels = labels_N[done : done + len(x)].to(x.device)
@@ -86,7 +86,7 @@ def fit_linear(
         weight, bias = start.weight_CL.clone(), start.bias_L.clone()
     weight.requires_grad_()
     bias.requires_grad_()
-    labels_N = torch.as_tensor(np.asarray(labels_N)).to(device)
+    labels_N = torch.as_tensor(np.asarray(labels_N, np.int64)).to(device)
     in_memory = len(features_NC) <= ROWS_AT_A_TIME
     kept = _standardised(features_NC, mean_C, std_C) if in_memory else None
     optimizer = torch.optim.LBFGS(

@@ -116,8 +116,7 @@ def input_shape_of(cfg: Config) -> tuple[int, int]:
         return scale, scale
     if 'roi_head' in cfg.model and tuple(scale) == COCO_TEST_SCALE:
         return COCO_SHAPE
-    width, height = scale
-    return height, width
+    return tuple(scale) if transform == 'RandomResizedCrop' else (scale[1], scale[0])  # Resize: (width, height)
 
 
 class _LinspaceOnCPU(TorchFunctionMode):

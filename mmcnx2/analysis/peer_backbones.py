@@ -18,6 +18,7 @@ from mmcnx2.analysis.speed import time_once, waiter
 from mmcnx2.analysis.step_comparison import Candidate, Options, steps_of
 from mmcnx2.checkpoint import convert_state_dict
 from mmcnx2.models.backbones.convnext_v2 import NORM_EPS, resolve_arch
+from mmcnx2.models.layers.layout import positions_of
 
 NUM_STAGES = 4
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -191,7 +192,7 @@ def build_spark(arch: str | dict, state_dict: Mapping[str, Tensor], visible_BGG:
     def maps_of(model: nn.Module, images_BCHW: Tensor) -> Sequence[Tensor]:
         SparseHelper._cur_active = active_B1GG  # where the library keeps it
         pixels_per_cell = images_BCHW.shape[-1] // visible_BGG.shape[-1]
-        active_B1HW = active_B1GG.repeat_interleave(pixels_per_cell, 2).repeat_interleave(pixels_per_cell, 3)
+        active_B1HW = positions_of(visible_BGG, pixels_per_cell)[:, None]
         return model(images_BCHW * active_B1HW)
 
     peer = Peer('mmpretrain', trunk, maps_of, [NUM_STAGES - 1], [nn.Identity()], 'backbone.')

@@ -16,6 +16,7 @@ C values.
 import torch
 
 from mmcnx2.models.fcmae.pixel_loss import cells_from_images, images_from_cells, normalise_cells
+from mmcnx2.models.layers.layout import positions_of
 
 STATISTICS = ('own', 'nearest')
 
@@ -47,7 +48,7 @@ def _checked_visible(images_BCHW: torch.Tensor, visible_BGG: torch.Tensor, patch
 def visible_pixels(images_BCHW: torch.Tensor, visible_BGG: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Bool of shape (B, 1, H, W): True where the encoder saw the pixel."""
     visible_BGG = _checked_visible(images_BCHW, visible_BGG, patch_size)
-    return visible_BGG.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).unsqueeze(1)
+    return positions_of(visible_BGG, patch_size).unsqueeze(1)
 
 
 def hide_cells(
@@ -114,9 +115,9 @@ def paste_reconstruction(
     prediction.
 
     Args:
-        predictions_BLP: what `FCMAE.reconstruct(images, visible)` returned. norm_pix: the head's setting. When True,
-        mean and spread are put back in as `statistics` says (`cells_in_pixel_scale`);
-            when False the predictions are pixels already and `statistics` has nothing to do.
+        predictions_BLP: what `FCMAE.reconstruct(images, visible)` returned.
+        norm_pix: the head's setting. When True, mean and spread are put back in as `statistics` says
+            (`cells_in_pixel_scale`); when False the predictions are pixels already and `statistics` has nothing to do.
     """
     grid_shape = grid_shape_of(images_BCHW, patch_size)
     expected = (len(images_BCHW), grid_shape[0] * grid_shape[1], patch_size * patch_size * images_BCHW.shape[1])

@@ -6,9 +6,9 @@ Touch it for how a table looks. Not for measuring. Guarded by tests/analysis/tes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from mmcnx2.analysis.comparison import NOT_RUN, markdown_table
+from mmcnx2.analysis.comparison import NOT_RUN, listed, markdown_table
 from mmcnx2.analysis.operator_shares import GROUPS
 from mmcnx2.analysis.provenance import provenance
 from mmcnx2.analysis.step_comparison import FORWARD, MEMORY, STEP
@@ -85,7 +85,7 @@ def parity_sentence(case: Mapping) -> str:
     texts = []
     for (against, condition), names in groups.items():
         others = [name if name != against else f'{name} itself' for name in names]
-        texts.append(f'{_listed(others)} against {against} in float32{f", {condition}" if condition else ""}')
+        texts.append(f'{listed(others)} against {against} in float32{f", {condition}" if condition else ""}')
     return f'Parity: {"; ".join(texts)}.' if texts else ''
 
 
@@ -176,7 +176,7 @@ def case_sections(case: Mapping) -> list[str]:
         f'## {case["title"]}',
         timing_table(case),
         f'Medians of {case["num_rounds"]} interleaved rounds. {parity_sentence(case)}'.strip(),
-        f'**{_listed(wrong)}: other outputs or gradients than the reference.**' if wrong else '',
+        f'**{listed(wrong)}: other outputs or gradients than the reference.**' if wrong else '',
         '\n'.join(comparison_lines(case)),
         '\n'.join(notes),
         *profile_sections(case),
@@ -202,7 +202,3 @@ def how(results: Mapping) -> str:
 
 def to_json(results: Mapping) -> str:
     return json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ', '.join(names[:-1]) + ' and ' + names[-1]

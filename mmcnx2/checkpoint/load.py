@@ -54,6 +54,7 @@ def load_pretrained_backbone(
     use_ema: bool = False,
     inflate: str | None = None,
     change_grn: bool = False,
+    unsafe_load: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint of any layout into an mmcnx2.ConvNeXtV2, all of it or nothing; returns what was done and logs
     one line.
@@ -67,21 +68,24 @@ def load_pretrained_backbone(
     (gap_before_final_norm), into a dense backbone's norm3 only with `keep_final_norm`.
 
     Args:
-        backbone: its state dict has mmcnx2's names, without prefix. path: see `read_checkpoint`; or 'official:NAME'
-        for weights that the authors published (official_weights.py). source: a layout's name instead of detecting it.
-        prefix: where the backbone stands in the file, when the file holds several or an
-        unknown name ('student.backbone.'). use_ema: take the averaged weights. inflate: when the file's stem has
-        another number of input channels than the backbone: 'mean' gives every channel the
-            mean filter, 'copy' repeats the filters in order (both times old / new channels), 'zero' adds filters of
+        backbone: its state dict has mmcnx2's names, without prefix.
+        path: see `read_checkpoint`; or 'official:NAME' for weights that the authors published (official_weights.py).
+        source: a layout's name instead of detecting it.
+        prefix: where the backbone stands in the file, when the file holds several or an unknown name
+            ('student.backbone.'; the dot at the end may be left out).
+        use_ema: take the averaged weights.
+        inflate: when the file's stem has another number of input channels than the backbone: 'mean' gives every channel
+            the mean filter, 'copy' repeats the filters in order (both times old / new channels), 'zero' adds filters of
             zeros; only 'mean' can make fewer channels. Without it other channels are an error.
         change_grn: file and backbone may differ in GRN, or in what stands in its place: what the file lacks starts as
             it was built (GRN: the identity), what the backbone lacks is left out. Without it that is an error.
+        unsafe_load: see `read_checkpoint`; for files of trusted origin only.
 
     Raises CheckpointError; the backbone is then unchanged.
     """
     if inflate is not None and inflate not in INFLATIONS:
         raise CheckpointError(f'inflate={inflate!r} is not known; choose one of {", ".join(INFLATIONS)}')
-    file = read_checkpoint(local_file(path), use_ema)['state_dict']
+    file = read_checkpoint(local_file(path), use_ema, unsafe_load=unsafe_load)['state_dict']
     try:
         layout, state_dict = _backbone_part(file, source, prefix)
         state_dict, substitutes = _without_substitutes(state_dict)
@@ -110,7 +114,12 @@ def load_pretrained_backbone(
 
 
 def load_pretrained_fcmae(
-    model: nn.Module, path: str | os.PathLike, *, source: str = 'auto', use_ema: bool = False
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    source: str = 'auto',
+    use_ema: bool = False,
+    unsafe_load: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint of a pretraining model, encoder and decoder, into an mmcnx2.FCMAE, all of it or nothing.
 
@@ -122,7 +131,7 @@ def load_pretrained_fcmae(
 
     Raises CheckpointError; the model is then unchanged.
     """
-    file = without_wrapper(read_checkpoint(local_file(path), use_ema)['state_dict'])
+    file = without_wrapper(read_checkpoint(local_file(path), use_ema, unsafe_load=unsafe_load)['state_dict'])
     try:
         layout = _layout_of(file, source)
         new = _whole_model(file, layout)
@@ -189,8 +198,11 @@ def _layout_of(state_dict: dict[str, Tensor], source: str) -> str:
 
 def _backbone_part(state_dict: dict[str, Tensor], source: str, prefix: str | None) -> tuple[str, dict[str, Tensor]]:
     """(layout, the names that belong to the backbone). Heads, necks and decoders around it are not looked at."""
-    state_dict = without_wrapper(state_dict)
+    as_saved, state_dict = state_dict, without_wrapper(state_dict)
     if prefix is not None:
+        prefix = f'{prefix.removesuffix(".")}.' if prefix else ''
+        if not any(name.startswith(prefix) for name in state_dict):
+            state_dict = as_saved  # the prefix as it stands in the file, wrapper included
         state_dict = {
             name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
         }
@@ -263,6 +275,11 @@ def _fit(
     needed = [name for name in own if not (re.fullmatch(r'norm[0-3]\.\w+', name) or (changes and name in ours))]
     missing = [name for name in needed if name not in names]
     unexpected = [name for name in names if name not in own]
+    if unexpected and set(unexpected) <= set(final_norm):
+        raise CheckpointError(
+            f"keep_final_norm=True, but the backbone has no {SHARED_NORM} for the classifier's norm: build it with "
+            'out_norm=True and its last stage in out_indices'
+        )
     if missing or unexpected:
         raise _different_parts(missing, unexpected)
     _check_shapes(names, own)

@@ -160,9 +160,10 @@ def _tensor(found: Inspection, storage, offset, size, stride, requires_grad=Fals
     numel = math.prod(size)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if numel else 0
     if numel > num_items or last >= max(num_items, 1):
+        hint = '; was it expanded? Then save it with .contiguous()' if 0 in stride else ''
         raise CheckpointError(
             f'is damaged: a tensor of size {_brief(size)}, stride {_brief(stride)}, offset {offset} does not fit its '
-            f'storage of {num_items} values'
+            f'storage of {num_items} values{hint}'
         )
     found.tensor_bytes += numel * item_bytes
     return Built('torch.Tensor', (numel,))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mmcnx2.atomic_write import put_in_place
 from mmcnx2.checkpoint.convert import CheckpointError
 
 
@@ -41,27 +42,12 @@ def save_checkpoint_atomically(checkpoint: Mapping[str, Any], path: str | os.Pat
             }
             meta = {key: str(value) for key, value in checkpoint.get('meta', {}).items()}
             save_file(tensors, temporary, metadata=meta)
-            with open(temporary, 'rb+') as file:
-                os.fsync(file.fileno())
         else:
-            with open(temporary, 'wb') as file:
-                torch.save(dict(checkpoint), file)
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+            torch.save(dict(checkpoint), temporary)
+        put_in_place(temporary, path)
     except (OSError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f'cannot write {path}: {reason}') from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,7 @@ from mmcnx2.analysis.pictures import build_preprocessor, preprocessed
 from mmcnx2.datasets.seeding import SeededIndex, derive_seed
 from mmcnx2.models.fcmae.masking import random_visible
 from mmcnx2.models.fcmae.pixel_loss import cells_from_images
+from mmcnx2.models.layers.layout import positions_of
 from mmcnx2.registry import MODELS
 
 from .user_errors import is_user_error, one_line
@@ -208,7 +209,7 @@ def check_mask_leak(model: nn.Module, images_BCHW: Tensor, visible_BGG: Tensor) 
     generator = torch.Generator().manual_seed(0)
     for parameter in noisy.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
-    hidden_B1HW = ~(visible_BGG.repeat_interleave(model.patch_size, 1).repeat_interleave(model.patch_size, 2)[:, None])
+    hidden_B1HW = ~positions_of(visible_BGG, model.patch_size)[:, None]
     noise = 10 * torch.randn(images_BCHW.shape, generator=generator).to(images_BCHW) + 3
     changed_BCHW = torch.where(hidden_B1HW, noise, images_BCHW)
 

@@ -22,6 +22,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 import mmcnx2
+from mmcnx2.checkpoint.init_cfg import pretrained_entry
 from mmcnx2.checkpoint.read import read_for_run
 from mmcnx2.engine import rendezvous
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
@@ -29,6 +30,7 @@ from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
 
 TASKS = ('mmpretrain', 'mmdet', 'mmseg', 'mmcnx2', 'mmengine')
+LOADED_BY_US = ('mmcnx2.ConvNeXtV2', 'mmcnx2.FCMAE')  # their init_cfg is read by mmcnx2.checkpoint
 # Top-level keys that a Runner, a tool or mmengine reads although a config need not have them
 KNOWN_KEYS = {
     'model',
@@ -262,6 +264,14 @@ def read_safely(unsafe_load: bool) -> None:
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     if not unsafe_load:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def trust_init_cfgs(cfg: Config) -> None:
+    """--unsafe-load, for the checkpoints that the init_cfg of our own models names; they read them themselves."""
+    for node in _nodes(cfg.model):
+        entry = pretrained_entry(node.get('init_cfg')) if node.get('type') in LOADED_BY_US else None
+        if entry is not None:
+            entry['unsafe_load'] = True
 
 
 def check_checkpoint_exists(checkpoint: str) -> None:

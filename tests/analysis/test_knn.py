@@ -79,3 +79,5 @@ def test_mistakes_are_named():
         nearest(bank, queries, 0)
     with pytest.raises(ValueError, match='5 channels against 6'):
         nearest(bank, queries[:, :5], 1)
+    with pytest.raises(ValueError, match='no pictures whose neighbours'):
+        nearest(bank, queries[:0], 1)

@@ -55,6 +55,8 @@ def test_the_size_of_the_pieces_changes_nothing(monkeypatch):
     pieces = fit_linear(features, labels, 3, 1e-2)
     torch.testing.assert_close(pieces.weight_CL, whole.weight_CL, atol=1e-5, rtol=1e-5)
     assert torch.equal(pieces.ranked(features), ranked)
+    narrow = fit_linear(features, labels.astype('int32'), 3, 1e-2)
+    assert narrow.weight_CL.equal(pieces.weight_CL) and narrow.loss(features, labels.astype('int32')) > 0
     assert pieces.loss(features, labels) == pytest.approx(loss, rel=1e-6)
 
 

@@ -172,6 +172,9 @@ def test_image_sizes_come_from_the_config():
         2560,
     )
     assert index_entry(PRETRAINING).cost.input_shape == (224, 224)
+    crop = dict(type='RandomResizedCrop', scale=(128, 256))  # (height, width), where Resize has (width, height)
+    wide = Config(dict(model={}, train_dataloader=dict(dataset=dict(pipeline=[crop]))))
+    assert input_shape_of(wide) == (128, 256)
     more_bands = classifier(backbone=dict(CLASSIFIER['backbone'], in_channels=7))
     extra = model_cost(more_bands, (64, 64)).flops - model_cost(classifier(), (64, 64)).flops
     assert extra == 4 * 16 * 64 * 16**2

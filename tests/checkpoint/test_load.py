@@ -4,9 +4,10 @@ import pytest
 import torch
 from checkpoint_cases import ARCH, cases, images, randomised, same_tensors
 
-from mmcnx2.checkpoint import CheckpointError, convert_state_dict, load_pretrained_backbone
+from mmcnx2.checkpoint import CheckpointError, convert_state_dict, load_pretrained_backbone, load_pretrained_fcmae
 from mmcnx2.checkpoint.load import inflate_stem
 from mmcnx2.models.backbones.convnext_v2 import ConvNeXtV2
+from mmcnx2.models.fcmae import FCMAE
 
 
 def file_with(tmp_path, state_dict, name='weights.pth', container='state_dict'):
@@ -199,3 +200,33 @@ def test_inflation_by_hand():
     assert inflate_stem(weight, 4, 'zero').flatten().tolist() == [1, 2, 6, 0]
     with pytest.raises(CheckpointError, match="only 'mean' can"):
         inflate_stem(weight, 1, 'zero')
+
+
+def test_a_prefix_as_mmengine_and_as_the_file_have_it(tmp_path):
+    state_dict, _ = cases()['mmcnx2']['fcmae']
+    wrapped = {f'module.{name}': tensor for name, tensor in state_dict.items()}
+    path = file_with(tmp_path, wrapped)
+    loaded = []
+    for prefix in ('backbone', 'backbone.', 'module.backbone', 'module.backbone.'):
+        backbone = ConvNeXtV2(ARCH)
+        load_pretrained_backbone(backbone, path, prefix=prefix)
+        loaded.append(backbone.stages[2][1].grn.gamma)
+    assert all(gamma.equal(state_dict['backbone.stages.2.1.grn.gamma'].float()) for gamma in loaded)
+    with pytest.raises(CheckpointError, match='no name starts with'):
+        load_pretrained_backbone(ConvNeXtV2(ARCH), path, prefix='back')
+
+
+def test_a_norm_without_a_place_is_named(tmp_path):
+    path = file_with(tmp_path, cases()['meta']['stored'][0])
+    with pytest.raises(CheckpointError, match='keep_final_norm=True, but the backbone has no norm3'):
+        load_pretrained_backbone(ConvNeXtV2(ARCH, out_norm=False), path, keep_final_norm=True)
+
+
+def test_a_trusted_file_is_read_whatever_it_holds(tmp_path):
+    state_dict, _ = cases()['mmcnx2']['fcmae']
+    torch.save(dict(state_dict=state_dict, path=tmp_path), tmp_path / 'trusted.pth')
+    model = FCMAE(dict(type='mmcnx2.ConvNeXtV2', arch=ARCH), neck=dict(decoder_channels=32))
+    for load, target in ((load_pretrained_backbone, model.backbone), (load_pretrained_fcmae, model)):
+        with pytest.raises(CheckpointError, match='unsafe_load=True'):
+            load(target, tmp_path / 'trusted.pth')
+        assert load(target, tmp_path / 'trusted.pth', unsafe_load=True)['num_tensors'] >= 66

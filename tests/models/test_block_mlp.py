@@ -107,6 +107,7 @@ CASES = {
     "kernels='torch'": (dict(kernels='torch'), None),
     'a listener': ({}, lambda modules: modules[1].register_forward_hook(lambda *_: None)),
     'a listener before': ({}, lambda modules: modules[2].register_forward_pre_hook(lambda *_: None)),
+    'another forward': ({}, lambda modules: setattr(modules[1], 'forward', modules[1].forward)),
     'no GRN': ({}, lambda modules: modules.__setitem__(1, None)),
     'another norm': ({}, lambda modules: modules.__setitem__(1, build_response_norm('ln', 4 * CHANNELS))),
     'a wrapped layer': ({}, lambda modules: modules.__setitem__(0, Wrapped(modules[0]))),
@@ -173,3 +174,11 @@ def test_what_torch_expects_of_an_operator(modules):
     with FlopCounterMode(display=False) as counter:
         operator(*arguments)
     assert counter.get_total_flops() == 2 * 2 * (2 * 9) * CHANNELS * 4 * CHANNELS  # two products of multiply-adds
+
+
+def test_who_listens_to_every_module_hears_them(modules, parts):
+    heard = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(type(module)))
+    with hook, torch.no_grad():
+        run(modules, DenseLayout(), maps())
+    assert heard == [Linear, GRN, Linear] and parts == []

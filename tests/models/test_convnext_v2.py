@@ -211,6 +211,9 @@ def test_stage_wise_scales():
         (dict(arch='giant'), "arch='giant' is not known; choose one of atto, femto"),
         (dict(arch=dict(depths=[1, 1, 1], channels=[8, 8, 8])), 'needs 4 depths and 4 channels'),
         (dict(arch=dict(depths=[1, 1, 1, 1])), "exactly 'depths' and 'channels'"),
+        (dict(arch=dict(depths=[1, 1, 1, 1], channels=[8.0, 8, 8, 8])), r'whole numbers from 1 on.*8\.0'),
+        (dict(arch=5), 'arch=5: give a name'),
+        (dict(layer_scale_init_value=-1.0), 'choose 0'),
         (dict(out_indices=(0, 4)), 'choose stages from -4 to 3'),
         (dict(frozen_stages=5), 'choose 0'),
         (dict(drop_path_rate=1.0), 'probability'),
@@ -220,6 +223,16 @@ def test_stage_wise_scales():
 def test_wrong_settings_say_what_is_allowed(settings, message):
     with pytest.raises(ValueError, match=message):
         ConvNeXtV2(**{'arch': 'atto', **settings})
+
+
+def test_arguments_by_position_are_those_of_the_contract(micro):
+    init_cfg = dict(type='Normal', layer='Linear')
+    backbone = ConvNeXtV2(micro, 4, (1, 3), False, 0.3, False, 0.5, 1, True, init_cfg)
+    assert (backbone.in_channels, backbone.out_indices) == (4, [1, 3])
+    assert (backbone.frozen_stages, backbone.with_cp) == (1, True)
+    block = backbone.stages[3][-1]
+    assert block.drop_path.p == pytest.approx(0.3) and block.grn is None and (block.gamma == 0.5).all()
+    assert backbone.init_cfg == init_cfg and isinstance(backbone.norm3, torch.nn.Identity)
 
 
 def test_wrong_images_say_what_is_expected(micro):

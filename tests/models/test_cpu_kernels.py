@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 
 from mmcnx2.models.fcmae.masking import random_visible
@@ -344,3 +345,44 @@ def test_a_model_hands_its_choice_on(micro, monkeypatch):
     assert chosen == ['cpp'] * 5
     with pytest.raises(ValueError, match="kernels='fast' is not known"):
         MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels='fast'))
+
+
+def test_a_compiler_that_does_not_start_is_one_that_is_not_there(unbuilt, monkeypatch, tmp_path):
+    (tmp_path / 'compiler').write_text('#!/nowhere/interpreter')
+    (tmp_path / 'compiler').chmod(0o755)
+    monkeypatch.setenv('CXX', str(tmp_path / 'compiler'))
+    conv, x = DepthwiseConv(8, 7), torch.randn(1, 4, 4, 8)
+    with pytest.warns(UserWarning, match='compiler does not start .* in \\$CXX'):
+        torch.testing.assert_close(conv(x, DenseLayout()), conv(x, DenseLayout(kernels='torch')))
+
+
+@pytest.mark.parametrize('with_gradients', [True, False])
+def test_a_traced_model_is_pytorchs_and_is_counted_whole(micro, randomise, with_gradients):
+    """OpenMMLab's FLOP counter and TorchScript trace; our operators would be left out, or refused."""
+    images = torch.randn(1, 3, 64, 64)
+    flops = {}
+    for kernels in ('auto', 'torch'):
+        model = randomise(MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels=kernels))).eval()
+        with torch.set_grad_enabled(with_gradients):
+            traced = torch.jit.trace(model, images)
+        torch.testing.assert_close(traced(images)[0], model(images)[0])
+        flops[kernels] = get_model_complexity_info(model, inputs=(images,), show_table=False)['flops']
+    assert flops['auto'] == flops['torch'] > 100_000
+
+
+def test_no_images_are_no_error(micro):
+    model = MODELS.build(dict(type='mmcnx2.ConvNeXtV2', arch=micro, kernels='auto')).eval()
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            assert model(torch.zeros(0, 3, 64, 64))[0].shape == (0, 32, 2, 2)
+
+
+def test_float16_autocast_goes_to_pytorch(micro, randomise):
+    """V1 adds in float32, so the next convolution's values are float32 until autocast narrows them."""
+    arch = dict(type='mmcnx2.ConvNeXtV2', arch=micro, use_grn=False, layer_scale_init_value=0.5)
+    maps = []
+    for kernels in ('auto', 'torch'):
+        model = randomise(MODELS.build(dict(**arch, kernels=kernels))).eval()
+        with torch.autocast('cpu', dtype=torch.float16):
+            maps.append(model(torch.ones(1, 3, 64, 64))[0])
+    assert maps[0].equal(maps[1])

@@ -209,3 +209,13 @@ def test_wrong_images_say_what_is_expected(build_fcmae):
             model.encode(torch.zeros(1, 3, 96, 96), wrong)
     with pytest.raises(ValueError, match='out_norm=True'):
         MODELS.build(dict(type='mmcnx2.FCMAE', backbone=dict(type='mmcnx2.ConvNeXtV2', arch='atto', out_norm=True)))
+
+
+def test_masks_that_do_not_fit_or_hide_nothing_are_refused(build_fcmae):
+    model, images = build_fcmae(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    visible = random_visible(2, (2, 2), 0.5)
+    for wrong in (visible.flatten(1), visible[:, None], visible[:1], visible.float()):
+        with pytest.raises(TypeError, match=r'give bool \(B, rows, columns\)'):
+            model.encode(images, wrong)
+    with pytest.raises(ValueError, match='no cell is hidden'):
+        model.loss(images, visible=torch.ones_like(visible))

@@ -139,3 +139,8 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
     (grad,) = torch.autograd.grad(layer(x, DenseLayout()).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.sum().backward()
+
+
+def test_without_a_layout_it_is_pytorchs():
+    layer, x = Linear(4, 3), torch.randn(2, 4)
+    assert layer(x).equal(F.linear(x, layer.weight, layer.bias))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from mmcnx2.checkpoint import load_pretrained_backbone
+from mmcnx2.checkpoint import load_pretrained_backbone, pretrained_options
 from mmcnx2.registry import MODELS
 
 from ..layers import DenseLayout, DepthwiseConv, LayerNorm, Layout, Linear, PatchLinear, build_response_norm, mlp
@@ -54,12 +54,15 @@ def resolve_arch(arch: str | dict) -> tuple[list[int], list[int]]:
                 'dict(depths=[...], channels=[...]).'
             )
         arch = ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise ValueError(f'arch={arch!r}: give a name ({", ".join(ARCHS)}) or dict(depths=[...], channels=[...]).')
     if set(arch) != {'depths', 'channels'}:
         raise ValueError(f"arch has the keys {sorted(arch)}; it needs exactly 'depths' and 'channels'.")
     depths, channels = list(arch['depths']), list(arch['channels'])
-    if not len(depths) == len(channels) == len(STRIDES) or min(depths + channels) < 1:
+    are_numbers = all(isinstance(number, int) and number >= 1 for number in depths + channels)
+    if not len(depths) == len(channels) == len(STRIDES) or not are_numbers:
         raise ValueError(
-            f'arch needs {len(STRIDES)} depths and {len(STRIDES)} channels, each at least 1; got '
+            f'arch needs {len(STRIDES)} depths and {len(STRIDES)} channels, whole numbers from 1 on; got '
             f'depths={depths}, channels={channels}.'
         )
     return depths, channels
@@ -122,22 +125,22 @@ class ConvNeXtV2(BaseModule):
     Args:
         arch: a name of `ARCHS`, or dict(depths=[4 numbers], channels=[4 numbers]).
         in_channels: channels of the images.
-        out_indices: stages (0 to 3, negative from the end) whose maps are returned.
+        out_indices: stages (0 to 3, negative from the end) whose maps are returned, always in the order of the stages.
         out_norm: LayerNorm `norm{i}` on each returned map.
-        gap_before_final_norm: for classification: the last map is averaged over positions before its norm, and returned
-            as (B, C). Needs out_norm and the last stage in out_indices.
         drop_path_rate: of the last block; it grows linearly from 0 at the first.
         use_grn: V2.
-        response_norm: what stands in GRN's place: 'grn', 'lrn', 'bn', 'ln', 'se', 'cbam', or dict(name='grn',
-            aggregation='l1', ...) with the settings of layers/response_norms.py.
         layer_scale_init_value: V1: 1e-6; 0 for none.
         frozen_stages: how many stages, from the stem on, are neither trained nor put into training mode.
         with_cp: recompute each block in the backward pass to save memory.
-        kernels: 'auto', 'torch', 'cpp' or 'triton': which implementation computes, with equal results up to rounding
-            (layers/kernel_choice.py).
         init_cfg: dict(type='Pretrained', checkpoint=PATH) loads strictly, from a pretraining run or from any layout
             that mmcnx2.checkpoint knows; further keys are passed to `load_pretrained_backbone`. None as PATH: random
             weights, and a line in the log that says so.
+        gap_before_final_norm: for classification: the last map is averaged over positions before its norm, and returned
+            as (B, C). Needs out_norm and the last stage in out_indices.
+        kernels: 'auto', 'torch', 'cpp' or 'triton': which implementation computes, with equal results up to rounding
+            (layers/kernel_choice.py).
+        response_norm: what stands in GRN's place: 'grn', 'lrn', 'bn', 'ln', 'se', 'cbam', or dict(name='grn',
+            aggregation='l1', ...) with the settings of layers/response_norms.py.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what is allowed.
@@ -151,15 +154,16 @@ class ConvNeXtV2(BaseModule):
         in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
         out_norm: bool = True,
-        gap_before_final_norm: bool = False,
         drop_path_rate: float = 0.0,
         use_grn: bool = True,
         layer_scale_init_value: float = 0.0,
         frozen_stages: int = 0,
         with_cp: bool = False,
+        init_cfg: dict | None = None,
+        *,
+        gap_before_final_norm: bool = False,
         kernels: str = 'auto',
         response_norm: str | dict = 'grn',
-        init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
@@ -173,6 +177,8 @@ class ConvNeXtV2(BaseModule):
             raise ValueError(f'frozen_stages={frozen_stages}: choose 0 (none) to {num_stages} (all).')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a probability in [0, 1).')
+        if layer_scale_init_value < 0:
+            raise ValueError(f'layer_scale_init_value={layer_scale_init_value}: choose 0 (none) or more (V1: 1e-6).')
         check_kernels(kernels)
         self.in_channels, self.with_cp, self.frozen_stages = in_channels, with_cp, frozen_stages
         self.kernels = kernels
@@ -286,11 +292,11 @@ class ConvNeXtV2(BaseModule):
 
     def init_weights(self) -> None:
         """Load `init_cfg`'s checkpoint, strictly; with checkpoint=None the weights stay as drawn, with one warning."""
-        if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
+        options = pretrained_options(self.init_cfg, load_pretrained_backbone)
+        if options is None:
             super().init_weights()
         elif not self.is_init:
-            options = {key: value for key, value in self.init_cfg.items() if key not in ('type', 'checkpoint')}
-            if self.init_cfg.get('checkpoint') is None:
+            if options['path'] is None:
                 print_log(
                     'The backbone starts from random weights: init_cfg has checkpoint=None. Give a file with '
                     '--cfg-options model.backbone.init_cfg.checkpoint=PATH',
@@ -298,7 +304,7 @@ class ConvNeXtV2(BaseModule):
                     logging.WARNING,
                 )
             else:
-                load_pretrained_backbone(self, self.init_cfg['checkpoint'], **options)
+                load_pretrained_backbone(self, **options)
             self.is_init = True
 
     def train(self, mode: bool = True) -> ConvNeXtV2:

@@ -69,7 +69,7 @@ class FCMAEDecoder(MaskTokenDecoder):
         decoder_channels: width of the decoder.
         decoder_depth: number of blocks; 0 is allowed.
         kernels: as the backbone's (FCMAE fills it in).
-        use_grn, response_norm: of its blocks, as the backbone's.
+        use_grn, response_norm: of its blocks; meant as the backbone's arguments, but not filled in from there.
     """
 
     def __init__(

@@ -15,11 +15,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmcnx2.checkpoint import load_pretrained_fcmae
+from mmcnx2.checkpoint import load_pretrained_backbone, load_pretrained_fcmae, pretrained_options
 from mmcnx2.registry import MODELS
 
 from ..layers import DenseLayout, Layout, LeakingLayout, MinkowskiLayout, VisibleLayout
-from ..layers.layout import check_grn_over
+from ..layers.layout import check_grn_over, positions_of
 from ..layers.minkowski_layout import import_minkowski_engine
 from .masking import num_visible_cells, random_visible
 
@@ -114,12 +114,12 @@ class FCMAE(BaseModel):
 
     def init_weights(self) -> None:
         """Load `init_cfg`'s checkpoint into the whole model; without one each part follows its own init_cfg."""
-        if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
+        options = pretrained_options(self.init_cfg, load_pretrained_fcmae)
+        if options is None:
             super().init_weights()
         elif not self.is_init:
-            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
-            checkpoint = options.pop('checkpoint', None)
-            if checkpoint is None:
+            of_encoder = pretrained_options(self.backbone.init_cfg, load_pretrained_backbone) or {'path': None}
+            if options['path'] is None:
                 print_log(
                     'model.init_cfg has checkpoint=None: no weights for the whole of FCMAE. Give a file with '
                     '--cfg-options model.init_cfg.checkpoint=PATH',
@@ -128,14 +128,14 @@ class FCMAE(BaseModel):
                 )
                 for part in (self.backbone, self.neck, self.head):
                     part.init_weights()
-            elif isinstance(self.backbone.init_cfg, dict) and self.backbone.init_cfg.get('checkpoint') is not None:
+            elif of_encoder['path'] is not None:
                 raise ValueError(
-                    f'model.init_cfg and model.backbone.init_cfg both name a checkpoint ({checkpoint} and '
-                    f'{self.backbone.init_cfg["checkpoint"]}). Keep the first for encoder and decoder, the second for '
+                    f'model.init_cfg and model.backbone.init_cfg both name a checkpoint ({options["path"]} and '
+                    f'{of_encoder["path"]}). Keep the first for encoder and decoder, the second for '
                     'the encoder alone.'
                 )
             else:
-                load_pretrained_fcmae(self, checkpoint, **options)
+                load_pretrained_fcmae(self, **options)
             self.is_init = True
 
     def forward(
@@ -157,11 +157,16 @@ class FCMAE(BaseModel):
             images: (B, C, H, W), normalised; sides must be multiples of patch_size.
             data_samples: when each carries the metainfo `sample_seed`, its mask depends on that seed alone.
             visible: bool (B, G, G), True = seen; drawn by `draw_visible` when None.
+
+        Raises:
+            TypeError, ValueError: `visible` does not fit the images, or hides nothing.
         """
         num_visible = None
         if visible is None:
             visible = self.draw_visible(images, data_samples)
             num_visible = num_visible_cells(visible[0].numel(), self.mask_ratio)
+        elif visible.all():
+            raise ValueError('visible is True everywhere: no cell is hidden whose pixels could be predicted.')
         predictions_BLP = self.reconstruct(images, visible, num_visible)
         return dict(loss=self.head.loss(predictions_BLP, images, visible))
 
@@ -186,18 +191,17 @@ class FCMAE(BaseModel):
         """
         *skips_BCHW, features_BCHW = self._maps(images, visible, num_visible)
         positions_per_side = self.patch_size // self.backbone.total_stride
-        visible_BHW = visible.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
+        visible_BHW = positions_of(visible, positions_per_side)
         return self.head(self.neck(features_BCHW, visible_BHW, *skips_BCHW), self.patch_size)
 
     def get_layer_depth(self, param_name: str, prefix: str = '', grouping: str = 'single') -> tuple[int, int]:
         """As the backbone's, for parameters of the whole model."""
         return self.backbone.get_layer_depth(param_name, prefix + 'backbone.', grouping)
 
-    def _maps(
-        self, images_BCHW: Tensor, visible_BGG: Tensor, num_visible: int | None = None
-    ) -> tuple[Tensor, ...]:
+    def _maps(self, images_BCHW: Tensor, visible_BGG: Tensor, num_visible: int | None = None) -> tuple[Tensor, ...]:
         """The backbone's maps that the decoder takes, the last one last. `num_visible` when it is known to hold."""
-        if visible_BGG.dtype != torch.bool or len(visible_BGG) != len(images_BCHW):
+        is_grid = visible_BGG.dtype == torch.bool and visible_BGG.ndim == 3
+        if not is_grid or len(visible_BGG) != len(images_BCHW):
             raise TypeError(
                 f'visible is a {visible_BGG.dtype} tensor of shape {tuple(visible_BGG.shape)} for {len(images_BCHW)} '
                 'images; give bool (B, rows, columns), True where the encoder sees the cell (MAE masks are the other '

@@ -71,7 +71,7 @@ class UNetDecoder(MaskTokenDecoder):
         skips: take the encoder's three earlier maps.
         skip_channels: their widths, finest first (FCMAE fills them in).
         kernels: as the backbone's (FCMAE fills it in).
-        use_grn, response_norm: of its blocks, as the backbone's.
+        use_grn, response_norm: of its blocks; meant as the backbone's arguments, but not filled in from there.
     """
 
     upsampling = 2**NUM_UPSAMPLINGS

@@ -44,16 +44,22 @@ def mlp(x: Tensor, widen: nn.Module, grn: nn.Module | None, narrow: nn.Module, l
 
 
 def _is_one_operator(x: Tensor, widen: nn.Module, grn: nn.Module | None, narrow: nn.Module, layout: Layout) -> bool:
-    """False with gradients, where other kernels compute, or where somebody listens to the modules or has wrapped
-    them."""
+    """False with gradients, where other kernels compute, or where somebody listens to the modules or has replaced
+    them or their forward."""
     return (
         not torch.is_grad_enabled()
         and (type(widen), type(grn), type(narrow)) == (Linear, GRN, Linear)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in (widen, grn, narrow))
+        and not any(_is_watched(module) for module in (widen, grn, narrow))
         and layout.num_grn_groups(x) is not None
         and suits_onednn(layout.kernels, x, widen.weight)
         and chosen_kernels(layout.kernels, x) == 'cpp'
     )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module)
+    return bool(has_hooks or nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
 
 
 _operators = torch.library.Library('mmcnx2', 'FRAGMENT')

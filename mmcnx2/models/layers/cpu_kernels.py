@@ -63,7 +63,10 @@ def find_compiler() -> str:
 
 
 def library_path(compiler: str) -> Path:
-    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, check=False).stdout
+    try:
+        version = subprocess.run([compiler, '--version'], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        raise KernelBuildError(f'{compiler} does not start ({error}). Name another compiler in $CXX') from error
     try:
         processor = re.search(r'^(flags|Features)\s*:.*$', Path('/proc/cpuinfo').read_text(), re.MULTILINE).group()
     except (OSError, AttributeError):

@@ -4,7 +4,8 @@ All give the same numbers up to rounding. `kernels` is an argument of the backbo
 
 * 'auto': C++ on the CPU, for float32 and bfloat16; Triton on a GPU, where it can compute; PyTorch's elsewhere. Each is
   the fastest that has been measured, Triton's when the GPU and not the CPU that starts its kernels sets the pace (CUDA
-  graphs, large batches);
+  graphs, large batches). While torch.jit traces a model, as OpenMMLab's FLOP counter does: PyTorch's, since the tracer
+  cannot look into others;
 * 'torch': PyTorch's, always;
 * 'cpp': C++; an error where it cannot compute;
 * 'triton': Triton; an error where it cannot compute.
@@ -32,6 +33,8 @@ def check_kernels(kernels: str) -> None:
 def under_autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives to convolutions."""
     device = x.device.type
+    if device == 'meta':  # autocast does not know it
+        return x
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
@@ -44,6 +47,10 @@ def chosen_kernels(kernels: str, x: Tensor) -> str:
             bfloat16 and float16.
         KernelBuildError: kernels='cpp' and they cannot be compiled.
     """
+    if kernels == 'auto' and torch.jit.is_tracing():
+        return 'torch'
+    if x.numel() == 0:  # a batch of no images
+        return 'torch'
     suits_cpp = x.device.type == 'cpu' and x.dtype in cpu_kernels.DTYPES
     if kernels == 'cpp':
         if not suits_cpp:

@@ -51,6 +51,11 @@ def check_grn_over(grn_over: str) -> None:
         )
 
 
+def positions_of(cells_BGG: Tensor, num_per_side: int) -> Tensor:
+    """Values of cells at each of their num_per_side x num_per_side positions or pixels, (B, H, W)."""
+    return cells_BGG.repeat_interleave(num_per_side, 1).repeat_interleave(num_per_side, 2)
+
+
 def _pooled(x: Tensor, how: str, over: str, seen: Tensor | None = None) -> Tensor:
     """Seen positions of each channel as one number, kept as size 1 in every dim before the last, except that of the
     images with over='image'; computed in float32 when x is narrower."""
@@ -76,7 +81,7 @@ def _kernels_of(x: Tensor, module: nn.Module, kernels: str) -> str:
     Triton at most 13 x 13."""
     if not isinstance(module, DepthwiseConv):
         return 'torch'
-    chosen = chosen_kernels(kernels, x)
+    chosen = chosen_kernels(kernels, under_autocast(x))
     is_too_large = kernels == 'auto' and module.kernel_size[0] > LARGEST_TRITON_KERNEL
     return 'torch' if (chosen == 'cpp' and module.kernel_size != (7, 7)) or is_too_large else chosen
 
@@ -119,8 +124,7 @@ class DenseLayout:
 
     def _seen(self, x_BHWC: Tensor) -> Tensor:
         positions_per_side = x_BHWC.shape[1] // self.visible_BGG.shape[1]
-        visible_BHW = self.visible_BGG.repeat_interleave(positions_per_side, 1).repeat_interleave(positions_per_side, 2)
-        return visible_BHW[..., None]
+        return positions_of(self.visible_BGG, positions_per_side)[..., None]
 
     def _hide(self, x_BHWC: Tensor) -> Tensor:
         if self.visible_BGG is None:

@@ -50,9 +50,10 @@ def _count_product(x_shape, weight_shape, *_, **__) -> int:
 
 
 def suits_onednn(kernels: str, x: Tensor, weight: Tensor) -> bool:
-    """True for float32 on the CPU outside of autocast, where oneDNN is there and `kernels` leave the choice to us."""
+    """True for float32 on the CPU outside of autocast and of torch.jit's tracer, where oneDNN is there and `kernels`
+    leave the choice to us."""
     return (
-        kernels in ('auto', 'cpp')
+        (kernels == 'cpp' or (kernels == 'auto' and not torch.jit.is_tracing()))
         and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
@@ -86,10 +87,11 @@ class _LinearByOneDNN(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """nn.Linear over the last dimension, computed as the layout's `kernels` say. No second derivative by oneDNN."""
+    """nn.Linear over the last dimension, computed as the layout's `kernels` say; without a layout, as nn.Linear. No
+    second derivative by oneDNN."""
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if not suits_onednn(layout.kernels, x, self.weight):
+    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        if layout is None or not suits_onednn(layout.kernels, x, self.weight):
             return super().forward(x)
         y_MN = _LinearByOneDNN.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return y_MN.view(*x.shape[:-1], y_MN.shape[-1])
