@@ -178,11 +178,23 @@ def test_interrupted_anywhere_the_losses_are_those_of_an_uninterrupted_run(case,
         assert Path(f'interrupted/iter_{number}.pth').exists()
     assert train('interrupted', text, options, resume=True) == 0
     assert losses('interrupted') == whole
+    assert not any('not the one of the checkpoint' in path.read_text() for path in Path('interrupted').glob('*/*.log'))
     kept = {path.name for path in Path('interrupted').glob('*.pth') if 'best' not in path.name}
     assert kept == {path.name for path in Path('whole').glob('*.pth') if 'best' not in path.name}
     final = [read_checkpoint(newest_checkpoint(name)) for name in ('whole', 'interrupted')]
     for key in ('state_dict', 'ema_state_dict'):
         assert all(torch.equal(value, final[1][key][name]) for name, value in final[0][key].items())
+
+
+def test_a_learning_rate_that_the_checkpoint_overrules_is_named(train):
+    assert train('run', '', (), signal_at=6) == 75
+    rate = 'optim_wrapper.optimizer.lr=.5'
+    for number in (10, 0):  # the checkpoint in between says what has acted, so that the next one is warned as well
+        assert train('run', '', (rate,), signal_at=number, resume=True) == (75 if number else 0)
+        log = max(Path('run').glob('*/*.log'), key=lambda path: path.stat().st_mtime_ns).read_text()
+        assert log.count('optim_wrapper.optimizer.lr: 0.01 in the checkpoint, 0.5 now; the value of the check') == 1
+    assert train('whole', '', ()) == 0
+    assert losses('run') == losses('whole')
 
 
 def test_training_does_not_depend_on_validation(train):
