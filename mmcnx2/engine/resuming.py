@@ -50,7 +50,13 @@ def resume_from(cfg: Config, wanted: str, otherwise: str | None = None, unsafe_l
     if checkpoint is None:
         tell(f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning')
         return
-    check_checkpoint_exists(checkpoint)
+    if not Path(checkpoint).is_dir():
+        check_checkpoint_exists(checkpoint)
+    elif not cfg.get('strategy'):
+        raise ValueError(
+            f'--resume {checkpoint} is a folder. Sharded checkpoints are, but only a run with `strategy` (FSDP, '
+            'DeepSpeed) reads them; give a file, or for the newest checkpoint of a run --work-dir DIR --resume'
+        )
     tell(f'--resume: going on from {checkpoint}')
     cfg.resume, cfg.load_from = True, checkpoint
 

@@ -99,6 +99,19 @@ def test_a_run_that_is_started_again_takes_the_newest_or_what_it_was_given(folde
     assert cfg.load_from == str(folder / 'epoch_1.pth') and cfg.resume
 
 
+def test_a_sharded_checkpoint_is_a_folder_that_a_strategy_reads(folder):
+    (folder / 'epoch_4.pth').mkdir()
+    point_to(folder, 'epoch_4.pth')
+    cfg = Config(dict(work_dir=str(folder), strategy=dict(type='FSDPStrategy')))
+    resume_from(cfg, 'auto')
+    assert cfg.load_from == str(folder / 'epoch_4.pth') and cfg.resume
+    for wanted in ('auto', str(folder)):
+        with pytest.raises(ValueError, match=r'is a folder.*only a run with `strategy`.*--work-dir DIR --resume'):
+            resume_from(Config(dict(work_dir=str(folder))), wanted)
+    with pytest.raises(FileNotFoundError, match='epoch_9'):
+        resume_from(cfg, str(folder / 'epoch_9.pth'))
+
+
 @pytest.mark.parametrize(
     ('given', 'loop', 'hook'),
     [
