@@ -234,3 +234,54 @@ def test_a_loader_that_is_built_is_left_alone():
     given = dict(batch_size=2, dataset=dict(type='X'), drop_last=True)
     assert resumable(given)['batch_sampler'] == dict(type='mmcnx2.ResumableBatches', drop_last=True)
     assert given == dict(batch_size=2, dataset=dict(type='X'), drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ('text', 'options', 'says'),
+    [
+        (
+            '',
+            ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True'),
+            'has 22 pictures, which fill no batch of train_dataloader.batch_size=30; with drop_last no step is made. '
+            'Give train_dataloader.batch_size=22, or train_dataloader.drop_last=False',
+        ),
+        (
+            BY_ITERATION,
+            ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True'),
+            'fill no batch of train_dataloader.batch_size=30',
+        ),
+        (
+            "param_scheduler = [dict(type='LinearLR', end=1, convert_to_iter_based=True),"
+            "dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)]",
+            ('train_cfg.max_epochs=1',),
+            'param_scheduler.1 (CosineAnnealingLR) begins after 1 epochs (param_scheduler.1.begin) and would end after '
+            '1 (train_cfg.max_epochs); it has to end later. Make the run longer (train_cfg.max_epochs), or lower '
+            'param_scheduler.0.end and param_scheduler.1.begin',
+        ),
+        (
+            "param_scheduler = dict(type='PolyLR', begin=6, by_epoch=False)",
+            ('train_cfg.max_epochs=1',),
+            'begins after 6 iters (param_scheduler.0.begin) and would end after 6 (train_cfg.max_epochs)',
+        ),
+        (
+            f"{BY_ITERATION}\nparam_scheduler = [dict(type='PolyLR', begin=20, by_epoch=False)]",
+            (),
+            'begins after 20 iters (param_scheduler.0.begin) and would end after 18 (train_cfg.max_iters)',
+        ),
+        (
+            "param_scheduler = [dict(type='PolyLR', begin=2, end=2)]",
+            (),
+            'begins after 2 epochs (param_scheduler.0.begin) and would end after 2 (param_scheduler.0.end)',
+        ),
+    ],
+)
+def test_a_run_that_cannot_make_its_steps_says_which_setting(text, options, says, train, call):
+    Path('config.py').write_text(CONFIG + text)
+    code, _, err = call('train', 'config.py', '--work-dir', 'run', *['--cfg-options'] * bool(options), *options)
+    assert code == 1 and err.startswith('error: ') and says in err
+
+
+def test_a_sampler_without_end_fills_any_batch(train):
+    options = ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True', 'train_cfg.max_iters=2')
+    assert train('run', BY_ITERATION, ('train_dataloader.sampler.infinite=True', *options)) == 0
+    assert len(losses('run')) == 2
