@@ -186,9 +186,9 @@ def check_schedules(cfg: Config, epoch_length: int) -> None:
     loop, schedules = cfg.get('train_cfg') or {}, cfg.get('param_scheduler') or []
     schedules = [schedules] if isinstance(schedules, dict) else schedules
     for number, schedule in enumerate(schedules):
-        unit = 'epochs' if schedule.get('by_epoch', True) else 'iters'
-        length = loop.get(f'max_{unit}')
-        if length is None and unit == 'iters' and loop.get('max_epochs'):
+        unit = 'epoch' if schedule.get('by_epoch', True) else 'iter'
+        length = loop.get(f'max_{unit}s')
+        if length is None and unit == 'iter' and loop.get('max_epochs'):
             length = loop['max_epochs'] * epoch_length
         begin, end = schedule.get('begin', 0), schedule.get('end', length)
         if end is None or begin < end:
@@ -197,8 +197,8 @@ def check_schedules(cfg: Config, epoch_length: int) -> None:
         setting = next((f'train_cfg.{key}' for key in ('max_epochs', 'max_iters') if key in loop), 'train_cfg')
         before = [f'param_scheduler.{i}.end' for i in range(number) if schedules[i].get('end') == begin]
         raise ValueError(
-            f'{name} ({schedule.get("type")}) begins after {begin:g} {unit} ({name}.begin) and would end after {end:g} '
-            f'({f"{name}.end" if "end" in schedule else setting}); it has to end later. Make the run longer '
+            f'{name} ({schedule.get("type")}) begins after {unit} {begin:g} ({name}.begin) and would end after {unit} '
+            f'{end:g} ({f"{name}.end" if "end" in schedule else setting}); it has to end later. Make the run longer '
             f'({setting}), or lower {" and ".join([*before, f"{name}.begin"])}'
         )
 

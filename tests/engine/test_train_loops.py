@@ -254,24 +254,24 @@ def test_a_loader_that_is_built_is_left_alone():
             "param_scheduler = [dict(type='LinearLR', end=1, convert_to_iter_based=True),"
             "dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)]",
             ('train_cfg.max_epochs=1',),
-            'param_scheduler.1 (CosineAnnealingLR) begins after 1 epochs (param_scheduler.1.begin) and would end after '
-            '1 (train_cfg.max_epochs); it has to end later. Make the run longer (train_cfg.max_epochs), or lower '
+            'param_scheduler.1 (CosineAnnealingLR) begins after epoch 1 (param_scheduler.1.begin) and would end after '
+            'epoch 1 (train_cfg.max_epochs); it has to end later. Make the run longer (train_cfg.max_epochs), or lower '
             'param_scheduler.0.end and param_scheduler.1.begin',
         ),
         (
             "param_scheduler = dict(type='PolyLR', begin=6, by_epoch=False)",
             ('train_cfg.max_epochs=1',),
-            'begins after 6 iters (param_scheduler.0.begin) and would end after 6 (train_cfg.max_epochs)',
+            'begins after iter 6 (param_scheduler.0.begin) and would end after iter 6 (train_cfg.max_epochs)',
         ),
         (
             f"{BY_ITERATION}\nparam_scheduler = [dict(type='PolyLR', begin=20, by_epoch=False)]",
             (),
-            'begins after 20 iters (param_scheduler.0.begin) and would end after 18 (train_cfg.max_iters)',
+            'begins after iter 20 (param_scheduler.0.begin) and would end after iter 18 (train_cfg.max_iters)',
         ),
         (
             "param_scheduler = [dict(type='PolyLR', begin=2, end=2)]",
             (),
-            'begins after 2 epochs (param_scheduler.0.begin) and would end after 2 (param_scheduler.0.end)',
+            'begins after epoch 2 (param_scheduler.0.begin) and would end after epoch 2 (param_scheduler.0.end)',
         ),
     ],
 )
