@@ -14,6 +14,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from .config_nodes import value_at
+
 # Nodes of a config that stand in the checkpoint as states, which are put over what the config says
 RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
 LENGTHS = ('train_cfg.max_epochs', 'train_cfg.max_iters')
@@ -59,7 +61,7 @@ def restore_settings(stored: str, cfg: Config) -> None:
     before, now = read_settings(stored), read_settings(cfg.pretty_text)
     for name in {name for path, *_, kind in _changes(before, now) for name in RESTORED if path.startswith(name)}:
         *parents, last = name.split('.')
-        parent, value = cfg, _at(before, name)
+        parent, value = cfg, value_at(before, name)
         for key in parents:
             parent = parent[key]
         if value is not None:
@@ -104,14 +106,14 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any
         return []
     found = []
     for name in RESTORED:
-        old, new = _leaves(_at(before, name), name), _leaves(_at(now, name), name)
+        old, new = _leaves(value_at(before, name), name), _leaves(value_at(now, name), name)
         for path in sorted({*old, *new}):
             if old.get(path, ABSENT) != new.get(path, ABSENT):
                 is_kind = path.endswith('.type') or (name == 'param_scheduler' and _is_missing(path, before, now))
                 found.append((path, old.get(path, ABSENT), new.get(path, ABSENT), 'misfit' if is_kind else 'kept'))
     for path in (*LENGTHS, BATCH_SIZE):
-        old, new = _at(before, path), _at(now, path)
-        if _at(now, 'param_scheduler') and old != new and isinstance(old, int) and isinstance(new, int):
+        old, new = value_at(before, path), value_at(now, path)
+        if value_at(now, 'param_scheduler') and old != new and isinstance(old, int) and isinstance(new, int):
             kind = 'batch' if path == BATCH_SIZE else 'longer' if new > old else 'shorter'
             found.append((path, old, new, kind))
     return found
@@ -120,18 +122,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any
 def _is_missing(path: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """True when the schedule that a path lies in is there on one side only."""
     schedule = '.'.join(path.split('.')[:2])
-    return (_at(before, schedule) is None) != (_at(now, schedule) is None)
-
-
-def _at(settings: Any, path: str) -> Any:
-    for key in path.split('.'):
-        if isinstance(settings, dict):
-            settings = settings.get(key)
-        elif isinstance(settings, list | tuple) and key.isdigit() and int(key) < len(settings):
-            settings = settings[int(key)]
-        else:
-            return None
-    return settings
+    return (value_at(before, schedule) is None) != (value_at(now, schedule) is None)
 
 
 def _leaves(node: Any, path: str) -> dict[str, Any]:

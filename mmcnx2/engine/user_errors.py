@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.rendezvous import rank_in_environment
 
 LONGEST_LINE = 2000
 # Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback
@@ -127,7 +128,7 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
     try:
         yield
     except Exception as error:
-        rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')))
+        rank = rank_in_environment()
         shown = os.environ.get('MMCNX2_TRACEBACK') == '1' or not is_user_error(error)
         explained = _lost_a_process(error) and _others_explain(traceback_dir(), started)
         written = _write_traceback(traceback_dir(), rank)
