@@ -76,6 +76,8 @@ def test_it_goes_on_as_if_nothing_had_happened(name, tmp_path, call, monkeypatch
 
     assert train('whole', 0) == 0
     assert train('left', 3) == 75 and train('left', 0, '--resume') == 0
+    logs = [path.read_text() for path in (tmp_path / 'left').glob('*/*.log')]
+    assert len(logs) == 2 and not any('not the one of the checkpoint' in log for log in logs)
     whole = losses_of(tmp_path / 'whole')
     assert [step for step, _ in whole] == list(range(1, 7))
     assert losses_of(tmp_path / 'left') == whole

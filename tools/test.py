@@ -29,6 +29,7 @@ try:
     import mmcnx2  # noqa: F401  (its registries)
     from mmcnx2.atomic_write import write_atomically
     from mmcnx2.engine import rendezvous, run_config
+    from mmcnx2.engine.config_nodes import innermost_dataset
     from mmcnx2.engine.user_errors import explain_errors
 except ImportError as error:
     sys.exit(
@@ -97,10 +98,7 @@ def augment_test_time(cfg: Config, name: str) -> None:
     if missing:
         raise ValueError(f'--tta needs {" and ".join(missing)} in {name}')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
 
 
 def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, float]:

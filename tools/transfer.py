@@ -59,6 +59,7 @@ try:
     from mmcnx2.datasets.subsets import subset_options
     from mmcnx2.engine import run_config
     from mmcnx2.engine.config_card import read_card
+    from mmcnx2.engine.config_nodes import innermost_dataset
     from mmcnx2.engine.run_commands import (
         moved_data_options,
         option_words,
@@ -300,9 +301,7 @@ def load_task(name: str, words: list[str], args: argparse.Namespace, problems: P
 def check_data_exist(cfg: Config) -> None:
     """Raises when a folder or annotation file of training or validation is not there."""
     for name in ('train_dataloader', 'val_dataloader'):
-        dataset = (cfg.get(name) or {}).get('dataset') or {}
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
+        dataset = innermost_dataset((cfg.get(name) or {}).get('dataset') or {})
         root, annotations = dataset.get('data_root') or '', dataset.get('ann_file') or ''
         for path in (root, os.path.join(root, annotations)):
             if path and '://' not in path and not os.path.exists(path):

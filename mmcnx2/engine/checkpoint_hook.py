@@ -23,6 +23,7 @@ from mmcnx2.atomic_write import left_over, write_atomically
 from mmcnx2.registry import HOOKS
 
 from .atomic_backend import ATOMIC
+from .changed_settings import explain_changes, restore_settings
 from .random_state import get_random_state, set_random_state
 
 KEY = 'resume'  # in the checkpoint
@@ -41,7 +42,8 @@ class CheckpointHook(hooks.CheckpointHook):
       the operations are deterministic.
     * Validation does not change the training: random generators go on after it as they were before.
 
-    With another number of processes than before, the random generators start anew, with a warning.
+    With another number of processes than before, the random generators start anew, with a warning. Settings of the
+    config that the checkpoint overrules (learning rate, schedule) are named in a warning when they differ.
     """
 
     def __init__(self, *args, backend_args: dict | None = None, **options) -> None:
@@ -139,8 +141,14 @@ class CheckpointHook(hooks.CheckpointHook):
     # ---- resuming
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self._loaded = checkpoint.get(KEY, {})
+        if not runner._resume:
+            return
+        self._loaded = checkpoint.get(KEY, {})
+        stored = (checkpoint.get('meta') or {}).get('cfg')
+        changes = explain_changes(stored, runner.cfg, runner._load_from) if isinstance(stored, str) else ''
+        if changes:
+            runner.logger.warning(changes)
+            restore_settings(stored, runner.cfg)
 
     def before_train(self, runner) -> None:
         super().before_train(runner)

@@ -246,8 +246,11 @@ class NonFiniteGuardHook(Hook):
             f'{start}not finite; they were skipped, the weights are still finite. Look at the learning rate (now '
             f'{max(rates):.3g}: lower it or warm up longer, or clip: optim_wrapper.clip_grad.max_norm=1), the images '
             f'named in {_folder(runner)}/*.json, and the precision ({type(self._wrappers[0]).__name__}; in half '
-            'precision sums of squares such as those of GRN overflow: use bfloat16 or float32). Then go on with '
-            '--resume. default_hooks.non_finite_guard.max_in_row=N allows more, .enabled=False switches this off.'
+            'precision sums of squares such as those of GRN overflow: use bfloat16 or float32). With clipping, other '
+            'images or another precision go on with --resume. It keeps the learning rate and the schedule of the '
+            'checkpoint: for others start a new run in another work dir, --work-dir OTHER_DIR --cfg-options '
+            'load_from=CHECKPOINT. default_hooks.non_finite_guard.max_in_row=N allows more, .enabled=False switches '
+            'this off.'
         )
 
 

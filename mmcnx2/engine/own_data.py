@@ -26,6 +26,8 @@ from mmengine.config import Config, ConfigDict
 
 from mmcnx2.datasets.annotation_checks import class_names, label_map_problems, problems_of_coco, read_coco, stems_in
 
+from .config_nodes import dicts_in, innermost_dataset, value_at
+
 SPLITS = ('train', 'val', 'test')
 KEYS = dict(
     mmdet=dict(top=('train', 'val', 'test', 'classes', 'check'), split=('annotations', 'images'), optional=()),
@@ -77,13 +79,13 @@ def apply_own_data(cfg: Config, training: bool = True, options: dict | None = No
         for key, value in options.items():
             if key.startswith(f'{split}_dataloader.dataset') and key.endswith('.ann_file') and split in own:
                 own[split].annotations = value
-    before = {key: _value_at(cfg, key) for key in options if key.split('.')[0] != 'own_data'}
+    before = {key: value_at(cfg, key) for key in options if key.split('.')[0] != 'own_data'}
     files = {split: own[split] for split in SPLITS if split in own}
     files.setdefault('test', files['val'])
     apply = _apply_to_detection if scope == 'mmdet' else _apply_to_segmentation
     summary = apply(cfg, own, files, training)
     _set_class_count(cfg.model, len(own.classes))
-    overruled = [key for key, value in before.items() if _value_at(cfg, key) != value]
+    overruled = [key for key, value in before.items() if value_at(cfg, key) != value]
     if overruled:
         raise ValueError(f'own_data decides {", ".join(overruled)} itself; leave out the option, or own_data')
     if cfg.get('load_from') and training and not cfg.get('resume'):
@@ -98,9 +100,7 @@ def check_class_lists(cfg: Config, training: bool = True) -> None:
     leaves classes of the file out on purpose is fine. Files that do not exist are left to mmdet to report.
     """
     for split in ('train', 'val') if training else ('test',):
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
+        dataset = innermost_dataset((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {})
         classes = (dataset.get('metainfo') or {}).get('classes')
         path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
         if not str(dataset.get('type')).endswith('CocoDataset') or not isinstance(classes, list | tuple):
@@ -188,7 +188,7 @@ def palette(num_classes: int) -> list[tuple[int, int, int]]:
 def _apply_to_detection(cfg: Config, own: ConfigDict, files: dict, training: bool) -> str:
     read = {split: read_coco(files[split].annotations) for split in (('train', 'val') if training else ('test',))}
     if own.check:
-        needs_masks = any(node.get('with_mask') for node in _nodes(cfg)) or 'segm' in str(cfg.get('val_evaluator'))
+        needs_masks = any(node.get('with_mask') for node in dicts_in(cfg)) or 'segm' in str(cfg.get('val_evaluator'))
         _stop_at(
             problem
             for split, coco in read.items()
@@ -279,7 +279,7 @@ def _apply_to_segmentation(cfg: Config, own: ConfigDict, files: dict, training: 
             **({'ann_file': dataset.ann_file} if dataset.get('ann_file') else {}),  # a list of names: a subset
         )
         dataset.pipeline = _checked_pipeline(dataset.pipeline, num_classes)
-    for node in _nodes([cfg[f'{split}_dataloader'] for split in SPLITS] + [cfg.get('tta_pipeline', [])]):
+    for node in dicts_in([cfg[f'{split}_dataloader'] for split in SPLITS] + [cfg.get('tta_pipeline', [])]):
         if str(node.get('type')).endswith('LoadAnnotations') and 'reduce_zero_label' in node:
             node.reduce_zero_label = reduced
     return _summary(own, {split: len(stems_in(files[split].images, files[split].image_suffix)) for split in used})
@@ -356,9 +356,7 @@ def _dataset(cfg: Config, split: str) -> ConfigDict:
     loader = cfg.get(f'{split}_dataloader')
     if not loader:
         raise ValueError(f'own_data needs a config with a {split}_dataloader; this one has none')
-    dataset = loader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    dataset = innermost_dataset(loader.dataset)
     if 'datasets' in dataset:
         raise ValueError(
             f'{split}_dataloader has {len(dataset.datasets)} datasets in one ({dataset.get("type")}), and own_data '
@@ -382,7 +380,7 @@ def _set_class_count(model: ConfigDict, num_classes: int) -> None:
             continue
         head.num_classes = num_classes
         found += 1
-        weights = [loss.class_weight for loss in _nodes(head) if isinstance(loss.get('class_weight'), list | tuple)]
+        weights = [loss.class_weight for loss in dicts_in(head) if isinstance(loss.get('class_weight'), list | tuple)]
         if any(len(weight) not in (num_classes, num_classes + 1) for weight in weights):
             raise ValueError(
                 f'{key} weighs {len(weights[0])} classes (class_weight), own_data has {num_classes}. Give as many '
@@ -405,29 +403,6 @@ def _heads(node: object, key: str = 'model') -> Iterator[tuple[str, ConfigDict]]
     elif isinstance(node, list | tuple):
         for child in node:
             yield from _heads(child, key)
-
-
-def _value_at(node: object, key: str) -> object:
-    """The value of a dotted key, None where there is none."""
-    for part in key.split('.'):
-        if isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict | Config):
-            node = node.get(part)
-        else:
-            return None
-    return node
-
-
-def _nodes(node: object) -> Iterator[dict]:
-    """Every dict at or below a config node."""
-    if isinstance(node, Config):
-        node = dict(node.items())
-    if isinstance(node, dict):
-        yield node
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    for child in children:
-        yield from _nodes(child)
 
 
 def _summary(own: ConfigDict, numbers: dict[str, int]) -> str:

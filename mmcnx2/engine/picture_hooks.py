@@ -29,8 +29,8 @@ from mmcnx2.registry import HOOKS
 class PictureHook(Hook):
     """Calls `look(runner, model, step)` every `interval` epochs (or iterations), on the main process.
 
-    What keeps it from looking (files that are gone, a full disk, a model without the parts that are looked at) is a
-    warning, once; training goes on.
+    What keeps it from looking (files that are gone, a full disk, too little memory, a model without the parts that are
+    looked at) is a warning, once; training goes on.
 
     Args:
         interval: epochs; iterations with by_epoch=False; 0 never looks.
@@ -104,10 +104,14 @@ class PictureHook(Hook):
         try:
             with torch.no_grad():
                 self.look(runner, model, step)
+        except torch.OutOfMemoryError as error:
+            self._give_up(f'{" ".join(str(error).split())} (a smaller num_images of the hook takes less)')
         except (ValueError, OSError, AttributeError, KeyError) as error:
             self._give_up(' '.join(str(error).split()))
         finally:
             model.train(was_training)
+        if self._gives_up:
+            torch.cuda.empty_cache()  # what a look that ran out of memory had taken; only now does no error hold it
 
     def _give_up(self, reason: str) -> None:
         self._gives_up = True

@@ -140,5 +140,5 @@ def _checkpoint_hook(runner) -> CheckpointHook | None:
 
 def _say(text: str) -> None:
     """Straight to stderr: Python's own streams may be in the middle of a line when a signal comes."""
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) == 0:
+    if rendezvous.rank_in_environment() == 0:
         os.write(2, f'{text}\n'.encode())

@@ -8,7 +8,9 @@ of its own.
 At the end an interpreter stops threads of gloo and of torch in the middle of C++ code, and now and then that aborts a
 run that had done everything (`terminate called without an active exception`, exit code 134).
 
-Touch this file for these two; which backend joins is run_config.py's business. Guarded by
+Before they have met, only what started them says which of them a process is.
+
+Touch this file for these three; which backend joins is run_config.py's business. Guarded by
 tests/engine/test_rendezvous.py.
 """
 
@@ -30,6 +32,11 @@ RESTART_COUNT = 'TORCHELASTIC_RESTART_COUNT'
 def init_method() -> str | None:
     """What `torch.distributed.init_process_group` takes as `init_method`: None (torch's own way) in a first start."""
     return f'{SCHEME}://' if os.environ.get(RESTART_COUNT, '0') not in ('', '0') else None
+
+
+def rank_in_environment() -> int:
+    """Number of this process among those of the run, as torchrun or Slurm say it; 0 without them."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')))
 
 
 def _join(url: str, **options: object) -> Iterator[tuple[Store, int, int]]:

@@ -9,30 +9,48 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
+from mmengine import hooks, registry
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import loops
 
 from mmcnx2.checkpoint import CheckpointError, read_checkpoint
 from mmcnx2.engine import rendezvous
 from mmcnx2.engine.run_config import check_checkpoint_exists, tell
 
 LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
+SCOPES = ('', 'mmengine', 'mmpretrain', 'mmdet', 'mmseg')  # whose registries hand over mmengine's classes
 # Set above 0 by torchrun and by Slurm when they start a run again
 RESTART_COUNTS = (rendezvous.RESTART_COUNT, 'SLURM_RESTART_COUNT')
 
 
 def make_resumable(cfg: Config) -> None:
-    """mmengine's training loop and checkpoint hook become mmcnx2's, which take the same arguments; others stay."""
+    """mmengine's training loop and checkpoint hook become mmcnx2's, which take the same arguments; others stay.
+
+    mmengine's are known by their name, by a scope that leads to them (mmengine.CheckpointHook), and by the class.
+    """
     loop = cfg.get('train_cfg') or {}
     if 'by_epoch' in loop and 'type' not in loop:
         loop['type'] = LOOPS[0] if loop.pop('by_epoch') else LOOPS[1]
-    if loop.get('type') in LOOPS:
-        loop['type'] = f'mmcnx2.{loop["type"]}'
+    for name in LOOPS:
+        if _is_mmengines(loop.get('type'), name, registry.LOOPS, loops):
+            loop['type'] = f'mmcnx2.{name}'
     if cfg.get('default_hooks') is None:
         cfg.default_hooks = ConfigDict()
     hook = cfg.default_hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
-    if hook and hook.get('type') == 'CheckpointHook':
+    if hook and _is_mmengines(hook.get('type'), 'CheckpointHook', registry.HOOKS, hooks):
         hook['type'] = 'mmcnx2.CheckpointHook'
+
+
+def _is_mmengines(kind: str | type | None, name: str, known: registry.Registry, module: ModuleType) -> bool:
+    """True when the `type` of a config means the class `name` of mmengine's `module`."""
+    if isinstance(kind, str):
+        scope, _, last = kind.rpartition('.')
+        if last != name or scope not in SCOPES:
+            return False
+        kind = known.get(kind) if scope else getattr(module, name)
+    return kind is getattr(module, name)
 
 
 def was_restarted() -> bool:
@@ -50,7 +68,13 @@ def resume_from(cfg: Config, wanted: str, otherwise: str | None = None, unsafe_l
     if checkpoint is None:
         tell(f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning')
         return
-    check_checkpoint_exists(checkpoint)
+    if not Path(checkpoint).is_dir():
+        check_checkpoint_exists(checkpoint)
+    elif not cfg.get('strategy'):
+        raise ValueError(
+            f'--resume {checkpoint} is a folder. Sharded checkpoints are, but only a run with `strategy` (FSDP, '
+            'DeepSpeed) reads them; give a file, or for the newest checkpoint of a run --work-dir DIR --resume'
+        )
     tell(f'--resume: going on from {checkpoint}')
     cfg.resume, cfg.load_from = True, checkpoint
 

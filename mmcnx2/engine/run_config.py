@@ -12,7 +12,6 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ import mmcnx2
 from mmcnx2.checkpoint.init_cfg import pretrained_entry
 from mmcnx2.checkpoint.read import read_for_run
 from mmcnx2.engine import rendezvous
+from mmcnx2.engine.config_nodes import dicts_in
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
@@ -158,7 +158,7 @@ def check_scope(cfg: Config) -> None:
     scope = cfg.setdefault('default_scope', 'mmengine')
     if scope not in TASKS:
         raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(TASKS)}')
-    if scope == 'mmdet' or any(str(node.get('type')).startswith('mmdet.') for node in _nodes(cfg.model)):
+    if scope == 'mmdet' or any(str(node.get('type')).startswith('mmdet.') for node in dicts_in(cfg.model)):
         check_mmcv_ops()
 
 
@@ -172,15 +172,6 @@ def check_mmcv_ops() -> None:
             'Build the environment with `make env`, or install onedl-mmcv with --no-build-isolation --no-cache-dir '
             'after torch; `python tools/doctor.py` says more'
         ) from error
-
-
-def _nodes(node: object) -> Iterator[dict]:
-    """Every dict at or below a config node."""
-    if isinstance(node, dict):
-        yield node
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    for child in children:
-        yield from _nodes(child)
 
 
 def _collate_as_mmpretrain(cfg: Config) -> None:
@@ -240,7 +231,7 @@ def start_distributed(cfg: Config) -> None:
     )
     if wrapper.get('type', 'DistributedDataParallel').endswith('DistributedDataParallel'):
         wrapper.setdefault('device_ids', None)
-    synchronised = [node for node in _nodes(cfg.model) if node.get('type') == 'SyncBN']
+    synchronised = [node for node in dicts_in(cfg.model) if node.get('type') == 'SyncBN']
     for node in synchronised:
         node.type = 'BN'
     if synchronised:
@@ -320,5 +311,5 @@ def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **op
 
 def tell(text: str, stream=None) -> None:
     """Prints a line once, not once per process."""
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) == 0:
+    if rendezvous.rank_in_environment() == 0:
         print(text, file=stream or sys.stdout, flush=True)

@@ -2,9 +2,9 @@
 
 config of the data loader --> seeds around the dataset, skipping around the batch sampler --> batches from where it was
 
-tools/train.py puts them in the place of mmengine's own. Touch this file for where data begin; not for what a checkpoint
-holds (checkpoint_hook.py), nor for the order of pictures (mmcnx2/datasets). Guarded by tests/engine/test_train_loops.py
-and tests/test_training_runs.py.
+tools/train.py puts them in the place of mmengine's own. Touch this file for where data begin, and for what a run is
+refused for before it begins; not for what a checkpoint holds (checkpoint_hook.py), nor for the order of pictures
+(mmcnx2/datasets). Guarded by tests/engine/test_train_loops.py and tests/test_training_runs.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.runner import loops
 from torch.utils.data import DataLoader
@@ -37,6 +39,8 @@ class EpochBasedTrainLoop(loops.EpochBasedTrainLoop):
 
     def __init__(self, runner, dataloader: DataLoader | dict, **options) -> None:
         super().__init__(runner, resumable(dataloader), **options)
+        check_batches(self.dataloader)
+        check_schedules(runner.cfg, len(self.dataloader))
         warn_of_inexact_data(self.dataloader)
         self.first_batch: int | None = None
         self.epoch_began_at = 0  # iterations before this epoch
@@ -67,6 +71,9 @@ class IterBasedTrainLoop(loops.IterBasedTrainLoop):
 
     def __init__(self, runner, dataloader: DataLoader | dict, **options) -> None:
         super().__init__(runner, resumable(dataloader), **options)
+        if not is_endless(sampler_of(self.dataloader)):
+            check_batches(self.dataloader)
+        check_schedules(runner.cfg, len(self.dataloader))
         warn_of_inexact_data(self.dataloader)
         self.dataloader_iterator = EndlessBatches(self.dataloader, self.runner.seed)
 
@@ -84,8 +91,7 @@ class EndlessBatches:
 
     def skip_iter(self, num_iters: int) -> None:
         """The next batch is the one after the first `num_iters` of the run."""
-        sampler = sampler_of(self.dataloader)
-        if isinstance(sampler, InfiniteSampler) or getattr(sampler, 'infinite', False):
+        if is_endless(sampler_of(self.dataloader)):
             self.round, self.first_batch = 0, num_iters
         else:
             self.round, self.first_batch = divmod(num_iters, len(self.dataloader))
@@ -151,6 +157,50 @@ def batches_after(dataloader: DataLoader, num_batches: int, seed: int) -> Iterat
 def sampler_of(dataloader: DataLoader) -> Any:
     """The sampler, which a data loader with a batch sampler keeps inside that."""
     return getattr(dataloader.batch_sampler, 'sampler', dataloader.sampler)
+
+
+def is_endless(sampler: Any) -> bool:
+    return isinstance(sampler, InfiniteSampler) or getattr(sampler, 'infinite', False)
+
+
+def check_batches(dataloader: DataLoader) -> None:
+    """Raises ValueError when the data loader has no batch to give."""
+    if len(dataloader):
+        return
+    num, processes = len(dataloader.dataset), get_world_size()
+    if not num:
+        raise ValueError('The training set is empty. Look at train_dataloader.dataset')
+    batch_size = getattr(dataloader.batch_sampler, 'batch_size', dataloader.batch_size)
+    each = f' in each of {processes} processes' if processes > 1 else ''
+    raise ValueError(
+        f'The training set has {num} pictures, which fill no batch of train_dataloader.batch_size={batch_size}{each}; '
+        'with drop_last no step is made. Give train_dataloader.batch_size='
+        f'{max(num // processes, 1)}, or train_dataloader.drop_last=False'
+    )
+
+
+def check_schedules(cfg: Config, epoch_length: int) -> None:
+    """Raises ValueError when a schedule of the config would end before it has begun, as it does when a run is no longer
+    than its warmup. A schedule that names no end ends with the training.
+    """
+    loop, schedules = cfg.get('train_cfg') or {}, cfg.get('param_scheduler') or []
+    schedules = [schedules] if isinstance(schedules, dict) else schedules
+    for number, schedule in enumerate(schedules):
+        unit = 'epoch' if schedule.get('by_epoch', True) else 'iter'
+        length = loop.get(f'max_{unit}s')
+        if length is None and unit == 'iter' and loop.get('max_epochs'):
+            length = loop['max_epochs'] * epoch_length
+        begin, end = schedule.get('begin', 0), schedule.get('end', length)
+        if end is None or begin < end:
+            continue
+        name = f'param_scheduler.{number}'
+        setting = next((f'train_cfg.{key}' for key in ('max_epochs', 'max_iters') if key in loop), 'train_cfg')
+        before = [f'param_scheduler.{i}.end' for i in range(number) if schedules[i].get('end') == begin]
+        raise ValueError(
+            f'{name} ({schedule.get("type")}) begins after {unit} {begin:g} ({name}.begin) and would end after {unit} '
+            f'{end:g} ({f"{name}.end" if "end" in schedule else setting}); it has to end later. Make the run longer '
+            f'({setting}), or lower {" and ".join([*before, f"{name}.begin"])}'
+        )
 
 
 def warn_of_inexact_data(dataloader: DataLoader) -> None:

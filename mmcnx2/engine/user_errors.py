@@ -1,7 +1,8 @@
 """How a command ends when something goes wrong: one line that says what to do, exit code 1, the traceback in a file.
 
 Commands of `tools/` wrap their main function in `explain_errors`. Touch it to make a message reach the user more
-clearly; not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Guarded by
+clearly; not to hide errors: whatever is not a user's mistake keeps its traceback on the screen. Whether a path exists
+is asked of os.path: pathlib raises below a folder that may not be searched (Python 3.11). Guarded by
 tests/test_tools.py, tests/engine/test_user_errors.py and tests/faults/test_disk_faults.py.
 """
 
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.rendezvous import rank_in_environment
 
 LONGEST_LINE = 2000
 # Kinds of errors that input can cause. Others (RuntimeError, AssertionError ...) are more likely bugs: their traceback
@@ -72,11 +74,11 @@ def what_to_do(error: BaseException, work_dir: Path | str | None) -> str:
         return f'. {_space(work_dir)}Make room{whole}'
     if number in NO_WRITING and work_dir is not None and not _is_writable(work_dir):
         return f'. Nothing can be written to {work_dir}: choose another folder with --work-dir'
-    if work_dir is not None and Path(work_dir).is_file():
+    if work_dir is not None and os.path.isfile(work_dir):
         return f'. {work_dir} is a file: choose a folder with --work-dir'
     missing = re.search(r'No such file or directory: \'?([^\']+)', words)
-    if missing and not Path(missing[1]).parent.is_dir():
-        there = next((parent for parent in Path(missing[1]).absolute().parents if parent.is_dir()), '/')
+    if missing and not os.path.isdir(Path(missing[1]).parent):
+        there = next((parent for parent in Path(missing[1]).absolute().parents if os.path.isdir(parent)), '/')
         return f'. Its folder is not there either; the path ends at {there}'
     for beginning, remedy in FILE_ASSERTIONS.items():
         if words.startswith(beginning):
@@ -105,8 +107,8 @@ def _space(folder: Path | str | None) -> str:
 
 
 def _is_writable(folder: Path | str) -> bool:
-    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    return os.access(there, os.W_OK) and not os.statvfs(there).f_flag & os.ST_RDONLY
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(path))
+    return os.access(there, os.W_OK | os.X_OK) and not os.statvfs(there).f_flag & os.ST_RDONLY
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def explain_errors(traceback_dir: Callable[[], Path | str | None] = lambda: None
     try:
         yield
     except Exception as error:
-        rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')))
+        rank = rank_in_environment()
         shown = os.environ.get('MMCNX2_TRACEBACK') == '1' or not is_user_error(error)
         explained = _lost_a_process(error) and _others_explain(traceback_dir(), started)
         written = _write_traceback(traceback_dir(), rank)
@@ -179,7 +181,7 @@ def _rank_zero_explains(folder: Path | str | None, started: float, patience_s: f
     path = Path(folder) / _traceback_name(0)
     deadline = time.time() + patience_s
     while time.time() < deadline:
-        if path.exists() and path.stat().st_mtime >= started - 1:
+        if os.path.exists(path) and path.stat().st_mtime >= started - 1:
             return True
         time.sleep(0.1)
     return False

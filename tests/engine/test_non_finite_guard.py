@@ -176,7 +176,7 @@ def test_a_run_of_bad_steps_ends_with_what_to_look_at(tmp_path):
     said = str(caught.value)
     assert said.startswith('3 steps in a row, up to iteration 8,')
     for hint in ('learning rate (now 0.05', 'warm up', f'{tmp_path}/non_finite/', 'OptimWrapper', 'GRN', '--resume',
-                 'default_hooks.non_finite_guard'):  # fmt: skip
+                 'keeps the learning rate', 'load_from=CHECKPOINT', 'default_hooks.non_finite_guard'):  # fmt: skip
         assert hint in said
     assert all(values.isfinite().all() for values in model.state_dict().values())
     # The weights themselves

@@ -155,6 +155,22 @@ def test_a_full_disk_stops_no_training(train, monkeypatch):
     assert len(tries) == 1 and len(list(Path('run/collapse').iterdir())) == 2  # the other hook goes on
 
 
+def test_too_little_memory_stops_no_training(train, monkeypatch):
+    from mmcnx2.analysis import reconstruction_sheet
+
+    def fails(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    emptied = []
+    monkeypatch.setattr(reconstruction_sheet, 'reconstruction_sheet', fails)
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: emptied.append(1))
+    runner = train('run', ', interval=1', ', interval=0')
+    assert runner.epoch == 2 and runner.model.training
+    text = next(Path('run').glob('*/*.log')).read_text()
+    assert text.count('looks no more: CUDA out of memory') == 1 and 'a smaller num_images' in text
+    assert len(emptied) == 1
+
+
 def test_bad_files_are_passed_over(train):
     Path('pictures/1.png').write_text('broken')
     text = CONFIG.replace("source='pictures',", "source='pictures', max_bad_share=0.5,")

@@ -30,6 +30,17 @@ print('still there')
 """
 
 
+@pytest.mark.parametrize(
+    ('environment', 'rank'), [({}, 0), (dict(RANK='2', SLURM_PROCID='5'), 2), (dict(SLURM_PROCID='5'), 5)]
+)
+def test_a_process_knows_its_number_before_it_has_met_the_others(environment, rank, monkeypatch):
+    for name in ('RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rendezvous.rank_in_environment() == rank
+
+
 @pytest.fixture
 def store():
     return TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine import hooks
 from mmengine.config import Config
+from mmengine.registry import HOOKS
+from mmengine.runner import loops
 
 from mmcnx2.engine.resuming import make_resumable, newest_checkpoint, resume_from, was_restarted
 
@@ -99,6 +102,19 @@ def test_a_run_that_is_started_again_takes_the_newest_or_what_it_was_given(folde
     assert cfg.load_from == str(folder / 'epoch_1.pth') and cfg.resume
 
 
+def test_a_sharded_checkpoint_is_a_folder_that_a_strategy_reads(folder):
+    (folder / 'epoch_4.pth').mkdir()
+    point_to(folder, 'epoch_4.pth')
+    cfg = Config(dict(work_dir=str(folder), strategy=dict(type='FSDPStrategy')))
+    resume_from(cfg, 'auto')
+    assert cfg.load_from == str(folder / 'epoch_4.pth') and cfg.resume
+    for wanted in ('auto', str(folder)):
+        with pytest.raises(ValueError, match=r'is a folder.*only a run with `strategy`.*--work-dir DIR --resume'):
+            resume_from(Config(dict(work_dir=str(folder))), wanted)
+    with pytest.raises(FileNotFoundError, match='epoch_9'):
+        resume_from(cfg, str(folder / 'epoch_9.pth'))
+
+
 @pytest.mark.parametrize(
     ('given', 'loop', 'hook'),
     [
@@ -123,6 +139,30 @@ def test_parts_of_mmengine_are_replaced_and_others_are_not(given, loop, hook):
     assert cfg.train_cfg == dict(type=loop)
     assert cfg.default_hooks.checkpoint.type == hook
     assert cfg.default_hooks.checkpoint.interval == (3 if 'default_hooks' in given else 1)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'class'])
+@pytest.mark.parametrize('loop', ['EpochBasedTrainLoop', 'IterBasedTrainLoop'])
+def test_parts_of_mmengine_are_known_by_scope_and_class(scope, loop):
+    types = dict(loop=f'{scope}.{loop}', hook=f'{scope}.CheckpointHook')
+    if scope == 'class':
+        types = dict(loop=getattr(loops, loop), hook=hooks.CheckpointHook)
+    elif scope != 'mmengine':
+        pytest.importorskip(scope)
+    cfg = Config(dict(train_cfg=dict(type=types['loop']), default_hooks=dict(checkpoint=dict(type=types['hook']))))
+    make_resumable(cfg)
+    assert cfg.train_cfg.type == f'mmcnx2.{loop}' and cfg.default_hooks.checkpoint.type == 'mmcnx2.CheckpointHook'
+
+
+def test_a_class_of_that_name_from_elsewhere_stays(monkeypatch):
+    class CheckpointHook(hooks.CheckpointHook):
+        pass
+
+    monkeypatch.setitem(HOOKS._module_dict, 'CheckpointHook', CheckpointHook)
+    for kind in ('mmengine.CheckpointHook', 'other.CheckpointHook', 'mmcnx2.CheckpointHook', CheckpointHook):
+        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind))))
+        make_resumable(cfg)
+        assert cfg.default_hooks.checkpoint.type == kind
 
 
 def test_a_checkpoint_that_needs_code_is_passed_over_unless_asked_for(folder, capsys):

@@ -178,11 +178,24 @@ def test_interrupted_anywhere_the_losses_are_those_of_an_uninterrupted_run(case,
         assert Path(f'interrupted/iter_{number}.pth').exists()
     assert train('interrupted', text, options, resume=True) == 0
     assert losses('interrupted') == whole
+    logs = [path.read_text() for path in Path('interrupted').glob('*/*.log')]
+    assert logs and not any('not the one of the checkpoint' in log for log in logs)
     kept = {path.name for path in Path('interrupted').glob('*.pth') if 'best' not in path.name}
     assert kept == {path.name for path in Path('whole').glob('*.pth') if 'best' not in path.name}
     final = [read_checkpoint(newest_checkpoint(name)) for name in ('whole', 'interrupted')]
     for key in ('state_dict', 'ema_state_dict'):
         assert all(torch.equal(value, final[1][key][name]) for name, value in final[0][key].items())
+
+
+def test_a_learning_rate_that_the_checkpoint_overrules_is_named(train):
+    assert train('run', '', (), signal_at=6) == 75
+    rate = 'optim_wrapper.optimizer.lr=.5'
+    for number in (10, 0):  # the checkpoint in between says what has acted, so that the next one is warned as well
+        assert train('run', '', (rate,), signal_at=number, resume=True) == (75 if number else 0)
+        log = max(Path('run').glob('*/*.log'), key=lambda path: path.stat().st_mtime_ns).read_text()
+        assert log.count('optim_wrapper.optimizer.lr: 0.01 in the checkpoint, 0.5 now; the value of the check') == 1
+    assert train('whole', '', ()) == 0
+    assert losses('run') == losses('whole')
 
 
 def test_training_does_not_depend_on_validation(train):
@@ -222,3 +235,54 @@ def test_a_loader_that_is_built_is_left_alone():
     given = dict(batch_size=2, dataset=dict(type='X'), drop_last=True)
     assert resumable(given)['batch_sampler'] == dict(type='mmcnx2.ResumableBatches', drop_last=True)
     assert given == dict(batch_size=2, dataset=dict(type='X'), drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ('text', 'options', 'says'),
+    [
+        (
+            '',
+            ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True'),
+            'has 22 pictures, which fill no batch of train_dataloader.batch_size=30; with drop_last no step is made. '
+            'Give train_dataloader.batch_size=22, or train_dataloader.drop_last=False',
+        ),
+        (
+            BY_ITERATION,
+            ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True'),
+            'fill no batch of train_dataloader.batch_size=30',
+        ),
+        (
+            "param_scheduler = [dict(type='LinearLR', end=1, convert_to_iter_based=True),"
+            "dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)]",
+            ('train_cfg.max_epochs=1',),
+            'param_scheduler.1 (CosineAnnealingLR) begins after epoch 1 (param_scheduler.1.begin) and would end after '
+            'epoch 1 (train_cfg.max_epochs); it has to end later. Make the run longer (train_cfg.max_epochs), or lower '
+            'param_scheduler.0.end and param_scheduler.1.begin',
+        ),
+        (
+            "param_scheduler = dict(type='PolyLR', begin=6, by_epoch=False)",
+            ('train_cfg.max_epochs=1',),
+            'begins after iter 6 (param_scheduler.0.begin) and would end after iter 6 (train_cfg.max_epochs)',
+        ),
+        (
+            f"{BY_ITERATION}\nparam_scheduler = [dict(type='PolyLR', begin=20, by_epoch=False)]",
+            (),
+            'begins after iter 20 (param_scheduler.0.begin) and would end after iter 18 (train_cfg.max_iters)',
+        ),
+        (
+            "param_scheduler = [dict(type='PolyLR', begin=2, end=2)]",
+            (),
+            'begins after epoch 2 (param_scheduler.0.begin) and would end after epoch 2 (param_scheduler.0.end)',
+        ),
+    ],
+)
+def test_a_run_that_cannot_make_its_steps_says_which_setting(text, options, says, train, call):
+    Path('config.py').write_text(CONFIG + text)
+    code, _, err = call('train', 'config.py', '--work-dir', 'run', *['--cfg-options'] * bool(options), *options)
+    assert code == 1 and err.startswith('error: ') and says in err
+
+
+def test_a_sampler_without_end_fills_any_batch(train):
+    options = ('train_dataloader.batch_size=30', 'train_dataloader.drop_last=True', 'train_cfg.max_iters=2')
+    assert train('run', BY_ITERATION, ('train_dataloader.sampler.infinite=True', *options)) == 0
+    assert len(losses('run')) == 2

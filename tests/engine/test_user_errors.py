@@ -47,6 +47,29 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path, monkeypatch)
                                                 '--work-dir')  # fmt: skip
 
 
+def test_a_work_dir_below_a_folder_that_may_not_be_searched(tmp_path, monkeypatch, capsys):
+    closed, stat = tmp_path / 'closed', os.stat
+    closed.mkdir()
+
+    def refuse_below(path, **options):  # root may search everything
+        if str(path).startswith(f'{closed}/'):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, 'stat', refuse_below)
+    monkeypatch.setattr(os, 'access', lambda path, mode: str(path) != str(closed) or not mode & os.X_OK)
+    monkeypatch.setattr(user_errors, 'write_atomically', lambda path, content: os.stat(path))
+    for error, says in (
+        (PermissionError(errno.EACCES, 'Permission denied', str(closed / 'run')), 'choose another folder with --work-'),
+        (FileNotFoundError(errno.ENOENT, 'No such file or directory', str(closed / 'run/x')), f'ends at {closed}'),
+        (ValueError('wrong'), 'error: wrong'),
+    ):
+        with pytest.raises(SystemExit), explain_errors(lambda: closed / 'run'):
+            raise error
+        assert says in capsys.readouterr().err
+    assert not user_errors._rank_zero_explains(closed / 'run', 0.0, patience_s=0.1)
+
+
 def test_a_file_in_the_place_of_the_work_dir_is_named(tmp_path):
     (tmp_path / 'run').touch()
     with pytest.raises(OSError) as caught:
