@@ -45,7 +45,8 @@ from torchvision.transforms import v2
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets import LoadRandomResizedCrop, SeededIndex, UnlabelledImages
-from mmcnx2.datasets.load_random_resized_crop import Crop, draw_crop, resized
+from mmcnx2.datasets.load_random_resized_crop import draw_crop, resized
+from mmcnx2.datasets.orientation import Crop
 from mmcnx2.datasets.seeding import derive_seed
 
 SIDE, AREAS, RATIOS = 224, (0.2, 1.0), (3 / 4, 4 / 3)
