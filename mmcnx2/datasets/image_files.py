@@ -60,6 +60,11 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
     return found
 
 
+def printable(path: str) -> str:
+    r"""The path for a log or a terminal, which refuse the bytes of a name that is not UTF-8: they become \udce9."""
+    return path.encode(errors='backslashreplace').decode()
+
+
 def _in_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     seen: set[tuple[int, int]] = set()  # each real folder once: links may run in circles

@@ -262,4 +262,4 @@ def _read_mark(out: Path) -> dict | None:
 
 
 def _write_mark(out: Path, mark: dict) -> None:
-    write_atomically(out / MARK_FILE, json.dumps(mark, indent=2, ensure_ascii=False) + '\n')
+    write_atomically(out / MARK_FILE, json.dumps(mark, indent=2) + '\n')  # ASCII: names need not be UTF-8
