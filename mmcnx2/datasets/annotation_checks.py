@@ -9,9 +9,11 @@ tests/datasets/test_annotation_checks.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -194,12 +196,34 @@ def evenly_spread(items: Sequence, number: int | None) -> list:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) as mmcv reads a picture, turned by its EXIF orientation; from the header only.
 
+    Pictures too large for Pillow to decode have a size as well: mmcv decodes more.
+
     Raises:
         OSError: it is no picture.
     """
-    with Image.open(path) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_SIDEWAYS
-        return image.size[::-1] if turned else image.size
+    try:
+        with Image.open(path) as image:
+            return _turned(image.size, image.getexif())
+    except Image.DecompressionBombError:
+        return _size_of_huge(path)
+
+
+def _size_of_huge(path: str | Path) -> tuple[int, int]:
+    """From the readers of Pillow's formats themselves: its limit stays where it is, and nothing is decoded."""
+    with open(path, 'rb') as file:
+        start = file.read(16)
+        for reader, accepts in [Image.OPEN[name] for name in Image.ID]:
+            if accepts is not None and accepts(start) is not True:
+                continue
+            file.seek(0)
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+                image = reader(file, os.fspath(path))
+                return _turned(image.size, Image.Image.getexif(image))  # that of PNG would decode
+    raise Image.UnidentifiedImageError(f"'{path}' is no picture of a known format")
+
+
+def _turned(size: tuple[int, int], exif: Image.Exif) -> tuple[int, int]:
+    return size[::-1] if exif.get(EXIF_ORIENTATION) in TURNED_SIDEWAYS else size
 
 
 # ---- COCO
@@ -411,6 +435,10 @@ def _check_pair(image: Path, label: Path, num_classes: int, reduce_zero_label: b
     try:
         with Image.open(label) as picture:
             values = np.asarray(picture)
+    except Image.DecompressionBombError as error:
+        remedy = f'cut it and its image into tiles ({_reason(error)})'
+        found.add('too many pixels to be read, by mmsegmentation too, in', 'label map', f"'{label}'", remedy)
+        return
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
         found.add('no readable label map in', 'file', f"'{label}'", f'write it again ({_reason(error)})')
         return
