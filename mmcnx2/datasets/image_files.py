@@ -48,7 +48,7 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
         kind = 'the list file'
     elif glob.has_magic(path):
         matches = (name for name in glob.iglob(path, recursive=True) if name.lower().endswith(extensions))
-        found = sorted((name for name in matches if os.path.isfile(name) or _leads_nowhere(name)), key=_order)
+        found = sorted((name for name in matches if os.path.isfile(name) or _leads_nowhere(name)), key=components)
         kind = 'the glob'
     else:
         raise FileNotFoundError(f"source='{source}': there is no '{path}' (looked from {os.getcwd()}). Give "
@@ -58,6 +58,26 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
         raise ValueError(f"{kind} '{path}' holds no picture. It is searched for {' '.join(extensions)}; put pictures "
                          'there, or set `source`, or `extensions` when yours end otherwise.')
     return found
+
+
+def lines_of_list(path: str | Path) -> list[tuple[int, str]]:
+    """(number, text) of the lines of a list file, without blanks around them; empty ones and comments are left out.
+
+    Raises:
+        ValueError: it is not UTF-8 text (a byte order mark may begin it).
+    """
+    try:
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, or a text "
+                         'file with one path per line, saved as UTF-8.') from error
+    numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+    return [(number, line) for number, line in numbered if line and line[0] != '#']
+
+
+def components(path: str) -> list[str]:
+    """What names are sorted by: 'a/b' stands before 'a-2/b', as in a listing of folders."""
+    return path.split(os.sep)
 
 
 def printable(path: str) -> str:
@@ -90,14 +110,8 @@ def _in_list(path: str, data_root: str | Path, extensions: tuple[str, ...]) -> l
     if path.lower().endswith(extensions):
         raise ValueError(f"source='{path}' is one picture; give the folder it lies in, a list file with one path per "
                          'line, or a glob.')
-    try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, a glob, or "
-                         'a text file with one path per line.') from error
     base = os.path.expanduser(os.fspath(data_root)) if data_root else os.path.dirname(path)
-    lines = [line.strip() for line in lines]
-    listed = [os.path.join(base, os.path.expanduser(line)) for line in lines if line and line[0] != '#']
+    listed = [os.path.join(base, os.path.expanduser(line)) for _, line in lines_of_list(path)]
     if listed and not any(os.path.exists(name) for name in listed[:NUM_LINES_LOOKED_AT]):
         raise FileNotFoundError(f"none of the first {min(len(listed), NUM_LINES_LOOKED_AT)} files of the list '{path}' "
                                 f"exists, for example '{listed[0]}'. Relative lines start at data_root, here '{base}'; "
@@ -114,7 +128,3 @@ def _checked_extensions(extensions: Sequence[str]) -> tuple[str, ...]:
 def _leads_nowhere(path: str) -> bool:
     """A link to nothing: kept, so that it is reported as a bad file."""
     return os.path.islink(path) and not os.path.exists(path)
-
-
-def _order(path: str) -> list[str]:
-    return path.split(os.sep)

@@ -72,6 +72,11 @@ def test_list_keeps_its_order_and_has_two_bases(folder):
         find_images(other)
 
 
+def test_a_byte_order_mark_belongs_to_no_path(folder):
+    (folder / 'list.txt').write_text('b.jpg\r\nsub/c.npy\r\n', encoding='utf-8-sig', newline='')
+    assert names(find_images(folder / 'list.txt'), folder) == ['b.jpg', 'sub/c.npy']
+
+
 @pytest.mark.parametrize(('source', 'error', 'said'), [
     ('missing', FileNotFoundError, 'missing.*list file'),
     ('missing/**/*.jpg', ValueError, 'missing.*holds no picture'),
