@@ -63,16 +63,19 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
 def lines_of_list(path: str | Path) -> list[tuple[int, str]]:
     """(number, text) of the lines of a list file, without blanks around them; empty ones and comments are left out.
 
+    A name that is not UTF-8 may stand there with its own bytes, as lists of a subset have it, when the file exists.
+
     Raises:
         ValueError: it is not UTF-8 text (a byte order mark may begin it).
     """
-    try:
-        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a list of paths: it is not UTF-8 text ({error}). Give a folder, or a text "
-                         'file with one path per line, saved as UTF-8.') from error
+    lines = Path(path).read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
     numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1))
-    return [(number, line) for number, line in numbered if line and line[0] != '#']
+    found = [(number, line) for number, line in numbered if line and line[0] != '#']
+    for number, line in found:
+        if line != printable(line) and not os.path.exists(os.path.join(os.path.dirname(path), line)):
+            raise ValueError(f"'{path}' is not a list of paths: line {number} is not UTF-8 text. Give a folder, or a "
+                             'text file with one path per line, saved as UTF-8.')
+    return found
 
 
 def components(path: str) -> list[str]:

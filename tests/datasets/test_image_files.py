@@ -77,6 +77,17 @@ def test_a_byte_order_mark_belongs_to_no_path(folder):
     assert names(find_images(folder / 'list.txt'), folder) == ['b.jpg', 'sub/c.npy']
 
 
+def test_names_that_are_not_utf8_may_be_listed(folder):
+    """A subset of unlabelled pictures is such a list."""
+    (folder / os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'')
+    (folder / 'list.txt').write_bytes(b'b.jpg\n' + os.fsencode(folder) + b'/caf\xe9.jpg\n')
+    assert names(find_images(folder / 'list.txt'), folder) == ['b.jpg', os.fsdecode(b'caf\xe9.jpg')]
+    (folder / 'list.txt').write_text('b.jpg\ncafé.jpg\n', encoding='latin-1')  # of another name
+    os.rename(folder / os.fsdecode(b'caf\xe9.jpg'), folder / 'café.jpg')
+    with pytest.raises(ValueError, match='line 2 is not UTF-8'):
+        find_images(folder / 'list.txt')
+
+
 @pytest.mark.parametrize(('source', 'error', 'said'), [
     ('missing', FileNotFoundError, 'missing.*list file'),
     ('missing/**/*.jpg', ValueError, 'missing.*holds no picture'),
