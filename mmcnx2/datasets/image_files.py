@@ -36,7 +36,8 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
         ValueError: nothing is found in it.
     """
     given = os.path.expanduser(os.fspath(source))
-    path = os.path.join(os.path.expanduser(os.fspath(data_root)), given)
+    root = os.path.expanduser(os.fspath(data_root))
+    path = os.path.join(root, given)
     if not given:
         raise ValueError("source='' names nothing; give a folder of pictures, a list file or a glob.")
     extensions = _checked_extensions(extensions)
@@ -46,8 +47,9 @@ def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequ
     elif os.path.isfile(path):
         found = _in_list(path, data_root, extensions)
         kind = 'the list file'
-    elif glob.has_magic(path):
-        matches = (name for name in glob.iglob(path, recursive=True) if name.lower().endswith(extensions))
+    elif glob.has_magic(given):
+        pattern = os.path.join(glob.escape(root), given)  # brackets in data_root are those of its name
+        matches = (name for name in glob.iglob(pattern, recursive=True) if name.lower().endswith(extensions))
         found = sorted((name for name in matches if os.path.isfile(name) or _leads_nowhere(name)), key=components)
         kind = 'the glob'
     else:

@@ -40,6 +40,16 @@ def test_glob_of_one_level(folder):
     assert names(find_images('*.jpg', data_root=folder), folder) == ['b.jpg']
 
 
+def test_data_root_is_no_glob(folder):
+    root = folder / 'set[1]'
+    root.mkdir()
+    (root / 'a.jpg').write_bytes(b'')
+    for source in ('*.jpg', '[ab].jpg', '**/a.*'):
+        assert find_images(source, data_root=root) == [str(root / 'a.jpg')]
+    with pytest.raises(FileNotFoundError, match='there is no'):
+        find_images('missing', data_root=root)
+
+
 def test_links_are_followed_but_not_in_circles(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp('other')
     (other / 'z.jpg').write_bytes(b'')
