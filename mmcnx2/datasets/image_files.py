@@ -6,21 +6,25 @@ tests/datasets/test_image_files.py.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmengine.logging import print_log
+
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm',
               '.npy')
-NUM_LINES_LOOKED_AT = 20
+NUM_LINES_LOOKED_AT, NUM_NAMED = 20, 3
 
 
 def find_images(source: str | Path, data_root: str | Path = '', extensions: Sequence[str] = EXTENSIONS) -> list[str]:
     """Paths of the picture files that `source` names.
 
     Args:
-        source: a folder (searched at every depth, links to folders followed), a glob (`*`, `?`, `[...]`; `**` for any
-            depth) or a text file with one path per line. Relative ones start at `data_root`.
+        source: a folder (searched at every depth, links to folders followed; what may not be read below it is left
+            out with a warning), a glob (`*`, `?`, `[...]`; `**` for any depth) or a text file with one path per line.
+            Relative ones start at `data_root`.
         data_root: see source. In a list file relative lines start here too, and at the list file's folder when it is
             not given.
         extensions: of the files that a folder or a glob contributes, in any case of letters; a list is taken as it
@@ -92,6 +96,7 @@ def printable(path: str) -> str:
 
 def _in_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
     found: list[str] = []
+    closed: list[str] = []
     seen: set[tuple[int, int]] = set()  # each real folder once: links may run in circles
 
     def search(path: str) -> None:
@@ -102,12 +107,21 @@ def _in_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
         with os.scandir(path) as entries:
             entries = sorted((entry for entry in entries if entry.name[0] != '.'), key=lambda entry: entry.name)
         for entry in entries:
-            if entry.is_dir():
-                search(entry.path)
-            elif entry.name.lower().endswith(extensions) and (entry.is_file() or entry.is_symlink()):
+            try:
+                is_folder = entry.is_dir()
+                if is_folder:
+                    search(entry.path)
+            except PermissionError:  # lost+found at the root of a disk
+                closed.append(entry.path)
+                continue
+            if not is_folder and entry.name.lower().endswith(extensions) and (entry.is_file() or entry.is_symlink()):
                 found.append(entry.path)
 
     search(folder)
+    if closed:
+        named = ', '.join(f"'{printable(path)}'" for path in closed[:NUM_NAMED]) + (' ...' * (len(closed) > NUM_NAMED))
+        print_log(f"{len(closed)} entries of source='{printable(folder)}' may not be read and are left out: {named}. "
+                  'Allow it, or give a folder or a list without them.', 'current', logging.WARNING)
     return found
 
 

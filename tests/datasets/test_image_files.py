@@ -58,6 +58,24 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path_factory):
     assert names(find_images(folder), folder) == [*ALL[:3], 'link/z.jpg', *ALL[3:]]
 
 
+def test_folders_that_may_not_be_read_are_left_out_and_named(folder, monkeypatch, capfd):
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) in ('deep', 'sub-2'):
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refusing)
+    assert names(find_images(folder), folder) == [name for name in ALL if 'deep' not in name and 'sub-2' not in name]
+    logged = capfd.readouterr()
+    text = logged.out + logged.err
+    assert text.count('may not be read') == 1 and '2 entries of' in text
+    assert f"'{folder}/sub/deep', '{folder}/sub-2'" in text
+    with pytest.raises(PermissionError):  # the folder itself
+        find_images(folder / 'sub-2')
+
+
 def test_links_to_nothing_are_kept_for_the_reader_to_report(folder):
     (folder / 'gone.jpg').symlink_to(folder / 'nowhere')
     assert names(find_images(folder), folder) == names(find_images(str(folder / '**/*')), folder) == sorted(
