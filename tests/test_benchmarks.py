@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mmcnx2.analysis import peer_backbones
 from mmcnx2.analysis.provenance import versions
@@ -201,3 +202,58 @@ def test_what_is_not_installed_is_left_out_or_refused(tool, tmp_path, monkeypatc
     assert code == 1 and 'error: --libraries: timm is not installed' in err
     code, _, err = tool('encoder_speed', *SMALL, '--layouts', 'visible', 'timm')
     assert code == 1 and 'error: --layouts: timm: it is not installed' in err
+
+
+# ---- class folders, input speed, collapse and features
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of eight birds, a dog and four buildings, named as ImageNet's classes."""
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    names = [f'n0151467{i}_cock{i}' for i in range(8)] + ['n02085620_x'] + [f'n0300000{i}_barn' for i in range(4)]
+    for name in names:
+        Image.new('RGB', (40, 30)).save(folder / f'{name}.jpg')
+    return folder
+
+
+def pictures_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob('*') if not path.is_dir()}
+
+
+def test_class_folders_hold_what_the_last_call_says(tool, photos, tmp_path):
+    out = tmp_path / 'classes'
+    code, printed, _ = tool('class_folders', 'photos', photos, '--out', out, '--most', 3)
+    assert code == 0 and '7 pictures' in printed and '3 bird, 1 dog, 3 place' in printed and len(pictures_in(out)) == 7
+    (photos / 'n02085620_x.jpg').unlink()
+    code, printed, _ = tool('class_folders', 'photos', photos, '--out', out, '--most', 2)
+    assert code == 0 and '4 pictures' in printed and len(pictures_in(out)) == 4
+    assert {path.name for path in out.iterdir()} == {'bird', 'place'}
+    assert all((out / name).is_symlink() and (out / name).is_file() for name in pictures_in(out))
+    (out / 'bird' / 'mine.jpg').write_bytes(b'')
+    (out / 'elsewhere.jpg').symlink_to(photos / 'n01514670_cock0.jpg')
+    code, _, err = tool('class_folders', 'photos', photos, '--out', out, '--most', 1)
+    assert code == 1 and 'holds 2 files that this call does not make' in err and 'Traceback' not in err
+    assert len(pictures_in(out)) == 6  # nothing has been taken away
+
+
+def test_objects_of_other_scenes_are_refused(tool, tmp_path):
+    demo, out = tmp_path / 'demo', tmp_path / 'objects'
+    for split in ('train', 'val'):
+        (demo / 'coco' / split).mkdir(parents=True)
+        Image.new('RGB', (40, 30)).save(demo / 'coco' / split / '1.jpg')
+        (demo / 'coco/annotations').mkdir(exist_ok=True)
+        content = dict(
+            images=[dict(id=1, file_name='1.jpg')],
+            categories=[dict(id=1, name='star')],
+            annotations=[dict(id=number, image_id=1, category_id=1, bbox=[2, 2, 9, 9]) for number in (1, 2)],
+        )
+        (demo / f'coco/annotations/instances_{split}.json').write_text(json.dumps(content))
+    for _ in range(2):
+        code, printed, _ = tool('class_folders', 'scenes', demo, '--out', out)
+        assert code == 0 and '4 pictures' in printed and len(pictures_in(out)) == 4
+    content['annotations'].pop()
+    (demo / 'coco/annotations/instances_val.json').write_text(json.dumps(content))
+    code, _, err = tool('class_folders', 'scenes', demo, '--out', out)
+    assert code == 1 and 'holds 1 files that this call does not make' in err
