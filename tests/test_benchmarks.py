@@ -257,3 +257,23 @@ def test_objects_of_other_scenes_are_refused(tool, tmp_path):
     (demo / 'coco/annotations/instances_val.json').write_text(json.dumps(content))
     code, _, err = tool('class_folders', 'scenes', demo, '--out', out)
     assert code == 1 and 'holds 1 files that this call does not make' in err
+
+
+@pytest.mark.parametrize(
+    ('name', 'words', 'message'),
+    [
+        ('class_folders', ['photos', 'nope', '--out', 'x'], 'No such file or directory: nope'),
+        ('class_folders', ['photos', '.', '--out', 'x'], 'holds no .jpg or .png'),
+        ('class_folders', ['photos', 'photos', '--out', 'x', '--most', '0'], '--most 0'),
+        ('class_folders', ['scenes', 'nope', '--out', 'x'], 'instances_train.json'),
+        ('input_speed', ['nope'], 'No such file or directory'),
+        ('collapse_experiment', ['nope', '--work-dir', 'x'], "'nope' does not exist"),
+        ('feature_quality', ['nope.py', '--train', 'photos', '--init', 'random'], 'nope.py'),
+        ('feature_quality', ['x.py', '--train', 'photos', '--init', 'a=b.pth', '--seeds', '2'], '--init a=b.pth: give'),
+    ],
+)
+def test_a_path_that_is_not_there_is_one_line(tool, photos, tmp_path, monkeypatch, name, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = tool(name, *words)
+    lines = [line for line in err.splitlines() if line.startswith('error: ')]
+    assert code == 1 and len(lines) == 1 and message in lines[0] and 'Traceback' not in err, err

@@ -42,6 +42,7 @@ from mmcnx2.analysis.run_log import Curve, RunLog, last_checkpoint, read_run, st
 from mmcnx2.analysis.trained_models import load_trained_backbone
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.labelled_images import find_labelled_images
+from mmcnx2.engine.user_errors import explain_errors
 
 SIZE, BATCH_SIZE = 128, 64
 FCMAE = """
@@ -154,7 +155,7 @@ def train(run: Run, lists: dict, args: argparse.Namespace) -> None:
     with (args.work_dir / f'{run.folder}.log').open('w') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        raise SystemExit(f'error: {run.folder} ended with exit code {code}; see {args.work_dir / run.folder}.log')
+        raise ChildProcessError(f'{run.folder} ended with exit code {code}; see {args.work_dir / run.folder}.log')
     print(f'{run.folder}: {time.time() - started:.0f} s', flush=True)
 
 
@@ -327,4 +328,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()

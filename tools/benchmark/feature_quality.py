@@ -30,6 +30,7 @@ import linear_probe
 from mmcnx2.analysis.comparison import format_values, markdown_table
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.user_errors import explain_errors
 
 RANDOM = 'random'
 TOOLS = {'kNN': knn_eval, 'probe': linear_probe}
@@ -65,7 +66,7 @@ def checkpoints_of(start: str, num_seeds: int) -> tuple[str, list[str]]:
     name, _, listed = start.partition('=')
     checkpoints = listed.split(',') if listed else [RANDOM] * num_seeds
     if len(checkpoints) != num_seeds or (not listed and name != RANDOM):
-        raise SystemExit(f"error: --init {start}: give '{RANDOM}' or NAME= and {num_seeds} checkpoints (--seeds)")
+        raise ValueError(f"--init {start}: give '{RANDOM}' or NAME= and {num_seeds} checkpoints (--seeds)")
     return name, checkpoints
 
 
@@ -119,4 +120,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()
