@@ -3,6 +3,7 @@ No test looks at how fast anything is.
 """
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro_pretraining import write_checkpoint, write_class_folders, write_config
 from PIL import Image
 
 from mmcnx2.analysis import peer_backbones
@@ -277,3 +279,39 @@ def test_a_path_that_is_not_there_is_one_line(tool, photos, tmp_path, monkeypatc
     code, _, err = tool(name, *words)
     lines = [line for line in err.splitlines() if line.startswith('error: ')]
     assert code == 1 and len(lines) == 1 and message in lines[0] and 'Traceback' not in err, err
+
+
+def test_figures_of_a_checkpoint_that_was_trained_again_are_measured_again(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(write_config())
+    write_class_folders('train', num=6)
+    start = ['--init', 'a=checkpoint.pth', '--seeds', '1', '--layers', 'stages.1.0']
+    words = ['config.py', '--train', 'train', '--k', '3', *start, '--out', 'result.md']
+
+    def top1() -> float:
+        code, _, err = tool('feature_quality', *words)
+        assert code == 0, err
+        [figures] = json.loads(Path('result.json').read_text())['figures']
+        return figures['per cent']['kNN top-1'][0]
+
+    assert top1() <= 100
+    stored = json.loads(Path('result.json').read_text())
+    stored['figures'][0]['per cent']['kNN top-1'] = [123.0]
+    Path('result.json').write_text(json.dumps(stored))
+    assert top1() == 123.0  # nothing has changed: not measured again
+    weights = torch.load('checkpoint.pth', weights_only=False)
+    torch.save({**weights, 'note': 'another run'}, 'checkpoint.pth')
+    assert top1() <= 100
+
+
+def test_lists_that_parallel_runs_read_are_never_cut(photos, tmp_path, monkeypatch):
+    module = runpy.run_path(str(ROOT / 'tools/benchmark/collapse_experiment.py'))
+    (tmp_path / 'classes/bird').mkdir(parents=True)
+    for path in photos.iterdir():
+        path.rename(tmp_path / 'classes/bird' / path.name)
+    lists = module['write_lists'](tmp_path / 'classes', tmp_path / 'run')
+    before = Path(lists['train']).read_bytes()
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)  # whoever is interrupted leaves what others read
+    with pytest.raises(ZeroDivisionError):
+        module['write_lists'](tmp_path / 'classes', tmp_path / 'run')
+    assert Path(lists['train']).read_bytes() == before and lists['num_train'] == 11

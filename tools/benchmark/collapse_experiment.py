@@ -106,7 +106,7 @@ def write_lists(folders: Path, work_dir: Path) -> dict[str, str]:
     for name, part in parts.items():
         for kind, lines in ((name, [path for path, _ in part]), (f'{name}_labels', [f'{p} {n}' for p, n in part])):
             file = (work_dir / f'{kind}.txt').absolute()
-            file.write_text('\n'.join(lines) + '\n')
+            write_atomically(file, '\n'.join(lines) + '\n')  # parallel calls read it
             found[kind] = str(file)
         found[f'num_{name}'] = len(part)
     return found
@@ -149,7 +149,7 @@ def train(run: Run, lists: dict, args: argparse.Namespace) -> None:
     )
     work_dir = args.work_dir / run.folder
     config = args.work_dir / f'{run.folder}.py'
-    config.write_text(text)
+    write_atomically(config, text)
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), '--resume']
     started = time.time()
     with (args.work_dir / f'{run.folder}.log').open('w') as log:
@@ -183,7 +183,7 @@ class Measured:
 
 
 def measure(runs: list[Run], lists: dict, args: argparse.Namespace) -> dict[str, Measured]:
-    paths = Path(lists['held_out']).read_text().split('\n')[:-1]
+    paths = Path(lists['held_out']).read_text(errors='surrogateescape').split('\n')[:-1]
     found: dict[str, Measured] = {}
     v2 = next(run for run in runs if run.kind.startswith('v2'))  # whose config the untrained model is built from
     for run in [None, *runs]:
