@@ -266,7 +266,9 @@ def _decoded_by_opencv(page, path: str | Path) -> np.ndarray | None:
     if ORIENTATION in page.tags:  # OpenCV turns some, and fails at others
         struct.pack_into(f'{page.parent.byteorder}H', content, page.tags[ORIENTATION].valueoffset, 1)
     values_HWC = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values_HWC is None or values_HWC.shape != page.shape or values_HWC.dtype != page.dtype:
+    if values_HWC is None:
+        raise UnreadableImage('OpenCV cannot decode it')
+    if values_HWC.shape != page.shape or values_HWC.dtype != page.dtype:
         return None
     return values_HWC[..., [2, 1, 0, 3][:values_HWC.shape[2]]]
 

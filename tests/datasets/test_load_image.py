@@ -297,6 +297,15 @@ def test_a_turned_tiff_that_opencv_decodes(tmp_path, noise):
     assert np.array_equal(read_image(tmp_path / 'x.tif', as_stored=True), np.rot90(values, -1))
 
 
+def test_a_damaged_tiff_that_opencv_decodes(tmp_path, noise):
+    cv2.imwrite(str(tmp_path / 'x.tif'), noise[..., :3].astype(np.uint16) * 39)
+    content = bytearray((tmp_path / 'x.tif').read_bytes())
+    content[1000:4000] = bytes(3000)
+    (tmp_path / 'x.tif').write_bytes(content)
+    with pytest.raises(UnreadableImage, match='OpenCV cannot decode it'):  # not: a package is missing
+        read_image(tmp_path / 'x.tif')
+
+
 def test_bands_of_files_that_pillow_compresses(tmp_path, noise):
     """LZW, 8 bits and a fourth band that is no alpha."""
     values = np.ascontiguousarray(noise[..., :4])
