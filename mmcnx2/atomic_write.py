@@ -16,9 +16,12 @@ PARTIAL = '.partial'
 
 
 def write_atomically(path: str | Path, content: bytes | str, durable: bool = False) -> None:
-    """Puts `content` (text as UTF-8) at `path`; what was there before stays until the new file is complete."""
+    """Puts `content` at `path`; what was there before stays until the new file is complete.
+
+    Text becomes UTF-8; of a file name that is none, its own bytes (read them with errors='surrogateescape').
+    """
     with open_atomically(path, durable) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors='surrogateescape') if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,12 @@ def test_folders_are_made_and_others_may_read(tmp_path):
     assert os.listdir(path.parent) == ['b.txt']
 
 
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+    path = tmp_path / 'list.txt'
+    write_atomically(path, 'é ' + os.fsdecode(b'caf\xe9.jpg'))
+    assert path.read_bytes() == 'é '.encode() + b'caf\xe9.jpg'
+
+
 def test_a_failed_write_changes_nothing(tmp_path):
     path = tmp_path / 'b.txt'
     path.write_bytes(b'old')

@@ -3,6 +3,7 @@ No test looks at how fast anything is.
 """
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro_pretraining import write_checkpoint, write_class_folders, write_config
+from PIL import Image
 
 from mmcnx2.analysis import peer_backbones
 from mmcnx2.analysis.provenance import versions
@@ -201,3 +204,114 @@ def test_what_is_not_installed_is_left_out_or_refused(tool, tmp_path, monkeypatc
     assert code == 1 and 'error: --libraries: timm is not installed' in err
     code, _, err = tool('encoder_speed', *SMALL, '--layouts', 'visible', 'timm')
     assert code == 1 and 'error: --layouts: timm: it is not installed' in err
+
+
+# ---- class folders, input speed, collapse and features
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of eight birds, a dog and four buildings, named as ImageNet's classes."""
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    names = [f'n0151467{i}_cock{i}' for i in range(8)] + ['n02085620_x'] + [f'n0300000{i}_barn' for i in range(4)]
+    for name in names:
+        Image.new('RGB', (40, 30)).save(folder / f'{name}.jpg')
+    return folder
+
+
+def pictures_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob('*') if not path.is_dir()}
+
+
+def test_class_folders_hold_what_the_last_call_says(tool, photos, tmp_path):
+    out = tmp_path / 'classes'
+    code, printed, _ = tool('class_folders', 'photos', photos, '--out', out, '--most', 3)
+    assert code == 0 and '7 pictures' in printed and '3 bird, 1 dog, 3 place' in printed and len(pictures_in(out)) == 7
+    (photos / 'n02085620_x.jpg').unlink()
+    code, printed, _ = tool('class_folders', 'photos', photos, '--out', out, '--most', 2)
+    assert code == 0 and '4 pictures' in printed and len(pictures_in(out)) == 4
+    assert {path.name for path in out.iterdir()} == {'bird', 'place'}
+    assert all((out / name).is_symlink() and (out / name).is_file() for name in pictures_in(out))
+    (out / 'bird' / 'mine.jpg').write_bytes(b'')
+    (out / 'elsewhere.jpg').symlink_to(photos / 'n01514670_cock0.jpg')
+    code, _, err = tool('class_folders', 'photos', photos, '--out', out, '--most', 1)
+    assert code == 1 and 'holds 2 files that this call does not make' in err and 'Traceback' not in err
+    assert len(pictures_in(out)) == 6  # nothing has been taken away
+
+
+def test_objects_of_other_scenes_are_refused(tool, tmp_path):
+    demo, out = tmp_path / 'demo', tmp_path / 'objects'
+    for split in ('train', 'val'):
+        (demo / 'coco' / split).mkdir(parents=True)
+        Image.new('RGB', (40, 30)).save(demo / 'coco' / split / '1.jpg')
+        (demo / 'coco/annotations').mkdir(exist_ok=True)
+        content = dict(
+            images=[dict(id=1, file_name='1.jpg')],
+            categories=[dict(id=1, name='star')],
+            annotations=[dict(id=number, image_id=1, category_id=1, bbox=[2, 2, 9, 9]) for number in (1, 2)],
+        )
+        (demo / f'coco/annotations/instances_{split}.json').write_text(json.dumps(content))
+    for _ in range(2):
+        code, printed, _ = tool('class_folders', 'scenes', demo, '--out', out)
+        assert code == 0 and '4 pictures' in printed and len(pictures_in(out)) == 4
+    content['annotations'].pop()
+    (demo / 'coco/annotations/instances_val.json').write_text(json.dumps(content))
+    code, _, err = tool('class_folders', 'scenes', demo, '--out', out)
+    assert code == 1 and 'holds 1 files that this call does not make' in err
+
+
+@pytest.mark.parametrize(
+    ('name', 'words', 'message'),
+    [
+        ('class_folders', ['photos', 'nope', '--out', 'x'], 'No such file or directory: nope'),
+        ('class_folders', ['photos', '.', '--out', 'x'], 'holds no .jpg or .png'),
+        ('class_folders', ['photos', 'photos', '--out', 'x', '--most', '0'], '--most 0'),
+        ('class_folders', ['scenes', 'nope', '--out', 'x'], 'instances_train.json'),
+        ('input_speed', ['nope'], 'No such file or directory'),
+        ('collapse_experiment', ['nope', '--work-dir', 'x'], "'nope' does not exist"),
+        ('feature_quality', ['nope.py', '--train', 'photos', '--init', 'random'], 'nope.py'),
+        ('feature_quality', ['x.py', '--train', 'photos', '--init', 'a=b.pth', '--seeds', '2'], '--init a=b.pth: give'),
+    ],
+)
+def test_a_path_that_is_not_there_is_one_line(tool, photos, tmp_path, monkeypatch, name, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = tool(name, *words)
+    lines = [line for line in err.splitlines() if line.startswith('error: ')]
+    assert code == 1 and len(lines) == 1 and message in lines[0] and 'Traceback' not in err, err
+
+
+def test_figures_of_a_checkpoint_that_was_trained_again_are_measured_again(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(write_config())
+    write_class_folders('train', num=6)
+    start = ['--init', 'a=checkpoint.pth', '--seeds', '1', '--layers', 'stages.1.0']
+    words = ['config.py', '--train', 'train', '--k', '3', *start, '--out', 'result.md']
+
+    def top1() -> float:
+        code, _, err = tool('feature_quality', *words)
+        assert code == 0, err
+        [figures] = json.loads(Path('result.json').read_text())['figures']
+        return figures['per cent']['kNN top-1'][0]
+
+    assert top1() <= 100
+    stored = json.loads(Path('result.json').read_text())
+    stored['figures'][0]['per cent']['kNN top-1'] = [123.0]
+    Path('result.json').write_text(json.dumps(stored))
+    assert top1() == 123.0  # nothing has changed: not measured again
+    weights = torch.load('checkpoint.pth', weights_only=False)
+    torch.save({**weights, 'note': 'another run'}, 'checkpoint.pth')
+    assert top1() <= 100
+
+
+def test_lists_that_parallel_runs_read_are_never_cut(photos, tmp_path, monkeypatch):
+    module = runpy.run_path(str(ROOT / 'tools/benchmark/collapse_experiment.py'))
+    (tmp_path / 'classes/bird').mkdir(parents=True)
+    for path in photos.iterdir():
+        path.rename(tmp_path / 'classes/bird' / path.name)
+    lists = module['write_lists'](tmp_path / 'classes', tmp_path / 'run')
+    before = Path(lists['train']).read_bytes()
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)  # whoever is interrupted leaves what others read
+    with pytest.raises(ZeroDivisionError):
+        module['write_lists'](tmp_path / 'classes', tmp_path / 'run')
+    assert Path(lists['train']).read_bytes() == before and lists['num_train'] == 11

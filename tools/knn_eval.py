@@ -49,10 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     MMLogger.get_current_instance().setLevel('WARNING')  # what is loaded is printed below
+
+    def check(num_to_learn_from: int) -> None:
+        if not 1 <= max(args.k) <= num_to_learn_from or min(args.k) < 1:
+            raise ValueError(f'--k {args.k}: between 1 and {num_to_learn_from}, the pictures to choose from')
+
     with explain_errors():
-        found = labelled_features(args, show_progress)
-        if not 1 <= max(args.k) <= found.num_to_learn_from or min(args.k) < 1:
-            raise ValueError(f'--k {args.k}: between 1 and {found.num_to_learn_from}, the pictures to choose from')
+        found = labelled_features(args, show_progress, check)
         ranked, labels = {k: [] for k in args.k}, []
         for split in found.splits():
             predicted = knn_predictions(

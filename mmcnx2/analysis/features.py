@@ -151,11 +151,16 @@ def stratified_folds(labels: Sequence[int], num_folds: int, seed: int) -> list[n
     """Sorted indices of `num_folds` parts; each class is spread over them evenly, in an order drawn from the seed.
 
     Raises:
-        ValueError: fewer than 2 parts, or a class with fewer pictures than 2 (it could not be learnt and tested).
+        ValueError: fewer than 2 parts or more than pictures, or a class with fewer pictures than 2 (it could not be
+            learnt and tested).
     """
     labels = np.asarray(labels)
     if num_folds < 2:
         raise ValueError(f'--folds {num_folds}: cross-validation needs at least 2 parts')
+    if num_folds > len(labels):
+        raise ValueError(
+            f'--folds {num_folds}: there are {len(labels)} pictures, and each part needs one; give 2 to {len(labels)}'
+        )
     rng = np.random.default_rng(seed)
     part_of = np.empty(len(labels), int)
     start = 0  # goes round through the classes, so that parts are equally large

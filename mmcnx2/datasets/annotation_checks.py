@@ -9,9 +9,11 @@ tests/datasets/test_annotation_checks.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -143,7 +145,7 @@ def label_map_problems(
         (label_folder, labels, label_suffix, 'label'),
     ):
         if not stems:
-            endings = sorted({Path(name).suffix for name in _names_in(folder)})
+            endings = sorted({Path(name).suffix for name in names_in(folder)})
             present = f'its files end in {_listed(endings)}' if endings else 'it is empty'
             return [f"no {kind} file '*{suffix}' in '{folder}' ({present}); give the folder, or the suffix, of yours"]
     for stem in sorted(images - labels):
@@ -178,9 +180,19 @@ def value_remedy(num_classes: int, reduce_zero_label: bool = False) -> str:
     return f'with {num_classes} classes a pixel holds {meaning}; add the missing classes or change these pixels'
 
 
+def names_in(folder: str | Path) -> list[str]:
+    """Relative names of all files below a folder, with '/' between components; hidden ones are passed over."""
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != '.']
+        relative = os.path.relpath(parent, folder)
+        names += [name if relative == '.' else f'{relative}/{name}' for name in files if name[0] != '.']
+    return names
+
+
 def stems_in(folder: str | Path, suffix: str) -> set[str]:
     """Relative names, without their suffix, of the files at every depth of a folder that end in it."""
-    return {name[: -len(suffix)] for name in _names_in(folder) if name.endswith(suffix)}
+    return {name[: -len(suffix)] for name in names_in(folder) if name.endswith(suffix)}
 
 
 def evenly_spread(items: Sequence, number: int | None) -> list:
@@ -194,12 +206,34 @@ def evenly_spread(items: Sequence, number: int | None) -> list:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) as mmcv reads a picture, turned by its EXIF orientation; from the header only.
 
+    Pictures too large for Pillow to decode have a size as well: mmcv decodes more.
+
     Raises:
         OSError: it is no picture.
     """
-    with Image.open(path) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_SIDEWAYS
-        return image.size[::-1] if turned else image.size
+    try:
+        with Image.open(path) as image:
+            return _turned(image.size, image.getexif())
+    except Image.DecompressionBombError:
+        return _size_of_huge(path)
+
+
+def _size_of_huge(path: str | Path) -> tuple[int, int]:
+    """From the readers of Pillow's formats themselves: its limit stays where it is, and nothing is decoded."""
+    with open(path, 'rb') as file:
+        start = file.read(16)
+        for reader, accepts in [Image.OPEN[name] for name in Image.ID]:
+            if accepts is not None and accepts(start) is not True:
+                continue
+            file.seek(0)
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+                image = reader(file, os.fspath(path))
+                return _turned(image.size, Image.Image.getexif(image))  # that of PNG would decode
+    raise Image.UnidentifiedImageError(f"'{path}' is no picture of a known format")
+
+
+def _turned(size: tuple[int, int], exif: Image.Exif) -> tuple[int, int]:
+    return size[::-1] if exif.get(EXIF_ORIENTATION) in TURNED_SIDEWAYS else size
 
 
 # ---- COCO
@@ -355,13 +389,13 @@ def _check_image_files(images: list[dict], folder: Path, num_images: int | None,
     if not folder.is_dir():
         found.add('no image folder for its images:', 'folder', f"'{folder}'", 'it does not exist; give its path')
         return
-    names_in: dict[Path, set[str]] = {}  # one look into a folder is quicker than one at every file
+    files_of: dict[Path, set[str]] = {}  # one look into a folder is quicker than one at every file
     present = []
     for image in images:
         path = folder / image['file_name']
-        if path.parent not in names_in:
-            names_in[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        if path.name in names_in[path.parent]:
+        if path.parent not in files_of:
+            files_of[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name in files_of[path.parent]:
             present.append((path, image))
         else:
             found.add(
@@ -411,6 +445,10 @@ def _check_pair(image: Path, label: Path, num_classes: int, reduce_zero_label: b
     try:
         with Image.open(label) as picture:
             values = np.asarray(picture)
+    except Image.DecompressionBombError as error:
+        remedy = f'cut it and its image into tiles ({_reason(error)})'
+        found.add('too many pixels to be read, by mmsegmentation too, in', 'label map', f"'{label}'", remedy)
+        return
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
         found.add('no readable label map in', 'file', f"'{label}'", f'write it again ({_reason(error)})')
         return
@@ -433,16 +471,6 @@ def _check_pair(image: Path, label: Path, num_classes: int, reduce_zero_label: b
     if beyond:
         remedy = value_remedy(num_classes, reduce_zero_label)
         found.add('values beyond the classes in', 'label map', f"'{label}' ({_listed(beyond, 5)})", remedy)
-
-
-def _names_in(folder: str | Path) -> list[str]:
-    """Relative names of all files below a folder, with '/' between components; hidden ones are passed over."""
-    names = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != '.']
-        relative = os.path.relpath(parent, folder)
-        names += [name if relative == '.' else f'{relative}/{name}' for name in files if name[0] != '.']
-    return names
 
 
 def _reason(error: BaseException) -> str:

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folder_checks import folders_in, named
-from .image_files import find_images
-
-NUM_LINES_LOOKED_AT = 20
+from .image_files import NUM_LINES_LOOKED_AT, components, find_images, lines_of_list
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def find_labelled_images(source: str | Path, classes: Sequence[str] | None = Non
             f"'{source}' does not exist; give a folder that holds a folder per class, or a text file with a path and "
             'a label per line'
         )
-    own = sorted({label for _, label in pairs}, key=_order)
+    own = sorted({label for _, label in pairs}, key=components)
     if classes is None:
         classes = own
         if all(label.isdecimal() for label in own):
@@ -75,10 +73,6 @@ def find_labelled_images(source: str | Path, classes: Sequence[str] | None = Non
         )
     number = {name: index for index, name in enumerate(classes)}
     return LabelledImages(tuple(path for path, _ in pairs), tuple(number[label] for _, label in pairs), tuple(classes))
-
-
-def _order(label: str) -> list[str]:
-    return label.split(os.sep)
 
 
 def _in_class_folders(folder: str) -> list[tuple[str, str]]:
@@ -95,17 +89,11 @@ def _in_class_folders(folder: str) -> list[tuple[str, str]]:
 
 
 def _in_list(path: str) -> list[tuple[str, str]]:
-    try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a list: it is not UTF-8 text ({error})") from error
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith('#'):
-            continue
-        words = line.strip().rsplit(None, 1)
+    for number, line in lines_of_list(path):
+        words = line.rsplit(None, 1)
         if len(words) < 2:
-            raise ValueError(f"'{path}', line {number}: '{line.strip()}' is not a path and a label")
+            raise ValueError(f"'{path}', line {number}: '{line}' is not a path and a label")
         pairs.append((os.path.join(os.path.dirname(path), os.path.expanduser(words[0])), words[1]))
     if not pairs:
         raise ValueError(f"'{path}' lists no picture")

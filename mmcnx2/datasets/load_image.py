@@ -6,6 +6,7 @@ read; not for augmentation (mmcv's and mmpretrain's transforms). Guarded by test
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,16 @@ from PIL import Image, ImageOps, ImageSequence
 
 from mmcnx2.registry import TRANSFORMS
 
+from .orientation import TURNS, Turn, orientation_of
+
 NPY_MAGIC = b'\x93NUMPY'
 PILLOW_MAX_PIXELS = 2 * 89_478_485  # Pillow itself refuses more
 MAX_PIXELS = 89_478_485
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, EXTRA_SAMPLES = 258, 274, 277, 338  # tags of TIFF
+CONTIGUOUS = 1  # in PlanarConfiguration
+BLACK_IS_ZERO, RGB, CMYK, NOT_CONVERTED = 1, 2, 5, (6, 8, 9, 10)  # in PhotometricInterpretation; YCbCr and kinds of Lab
+PREMULTIPLIED, STRAIGHT = 1, 2  # in ExtraSamples: alpha whose colours have been multiplied by it, or not
+LUMINANCE_WEIGHTS = np.array([19595, 38470, 7471]) / 65536  # of R, G, B, as Pillow's
 
 
 # What may be wrong with a file, in the order in which it is found out
@@ -39,13 +47,13 @@ class LoadImage(BaseTransform):
 
     With in_channels=3 everything becomes 8-bit colour: gray and palette pictures are expanded, CMYK and other colour
     spaces converted (without colour profiles), what is transparent is laid on white, 16 bits are scaled to 8 (65535
-    becomes 255, nothing is cut off), animations give their first frame. Any other number: values as they stand in the
-    file, as float32; 1 is luminance. Camera rotation (EXIF) is applied always. The kind of file is told by its
-    content, not by its name.
+    becomes 255, nothing is cut off), bands beside the colours are left out, animations give their first frame. Any
+    other number: values as they stand in the file, as float32; 1 is luminance. Camera rotation (EXIF) is applied
+    always. The kind of file is told by its content, not by its name.
 
     Pictures with other than 3 channels come as arrays in .npy files, (H, W, C) or (H, W), or as TIFF files with that
     many bands or that many single-band pages (bands through the package tifffile when Pillow does not know the
-    combination).
+    combination or would change the values; compressed by other than Deflate, some of them need imagecodecs).
 
     Args:
         in_channels: C of the result, as the model's.
@@ -103,7 +111,8 @@ def read_image(path: str | Path, in_channels: int = 3, as_stored: bool = False,
                               'other channels than asked for')
     if np.issubdtype(values_HWC.dtype, np.floating) and not np.isfinite(values_HWC).all():
         raise UnreadableImage('it holds values that are not finite', 'values that are no pixels')
-    return np.ascontiguousarray(values_HWC, dtype=np.float32) if as_stored else _as_uint8(values_HWC)
+    values_HWC = values_HWC if as_stored else _as_uint8(values_HWC)
+    return np.ascontiguousarray(values_HWC, dtype=np.float32 if as_stored else np.uint8)
 
 
 def check_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
@@ -142,11 +151,27 @@ def _values_of_picture(file, path: str | Path, in_channels: int, max_pixels: int
     try:
         with Image.open(file) as image:
             check_size(image.size, max_pixels)
-            return _values_of_pillow(image, in_channels)
+            if not _is_changed_by_pillow(image, in_channels):
+                return _values_of_pillow(image, in_channels)
+            if image.format != 'TIFF':
+                return _values_of_opencv(image, file, in_channels)
     except (Image.UnidentifiedImageError, ValueError):
         if not _is_tiff(file):
             raise
-    return _values_of_tiff(path, max_pixels)
+    return _values_of_tiff(path, in_channels, max_pixels)
+
+
+def _is_changed_by_pillow(image: Image.Image, in_channels: int) -> bool:
+    """True for several channels that Pillow cuts to 8 bits, leaves out, or divides by the alpha, although they are
+    asked for."""
+    if image.format in ('PNG', 'PPM'):
+        return len(image.getbands()) > 1 and _largest_value(image) > 255
+    if image.format != 'TIFF':
+        return False
+    num_samples, extras = image.tag_v2.get(SAMPLES_PER_PIXEL, 1), image.tag_v2.get(EXTRA_SAMPLES, ())
+    if num_samples == 1 or max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
+        return num_samples > 1
+    return in_channels not in (1, 3) and (num_samples != len(image.getbands()) or PREMULTIPLIED in extras)
 
 
 def _values_of_pillow(image: Image.Image, in_channels: int) -> np.ndarray:
@@ -170,6 +195,30 @@ def _values_of_pillow(image: Image.Image, in_channels: int) -> np.ndarray:
     return np.repeat(values_HWC, 3, axis=2) if in_channels == 3 and values_HWC.shape[2] == 1 else values_HWC
 
 
+def _largest_value(image: Image.Image) -> int:
+    """What white has in a PNG or PPM that has been opened and not yet decoded."""
+    how = image.tile[0][3] if image.tile else ''
+    if isinstance(how, str):
+        return 65535 if how.endswith(';16B') else 255
+    return how[-1]
+
+
+def _values_of_opencv(image: Image.Image, file, in_channels: int) -> np.ndarray:
+    """Of a PNG or PPM with several channels of 16 bits, which Pillow would cut; 65535 is white."""
+    white, is_gray = _largest_value(image), str(image.tile[0][3]).startswith('LA')
+    image.load()  # says what is wrong with a damaged file, which OpenCV does not
+    turn = TURNS[orientation_of(image)]
+    file.seek(0)
+    stored_HWC = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored_HWC is None:
+        raise UnreadableImage('OpenCV cannot decode it')
+    if white < 65535:
+        stored_HWC = ((stored_HWC.astype(np.uint32) * 65535 + white // 2) // white).astype(np.uint16)
+    is_opaque = stored_HWC.shape[2] == 3
+    values_HWC = stored_HWC[..., [0, 3]] if is_gray else stored_HWC[..., [2, 1, 0] if is_opaque else [2, 1, 0, 3]]
+    return turn.seen(_as_asked(values_HWC, in_channels, 1 if is_gray else 3, None if is_opaque else STRAIGHT))
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
@@ -177,23 +226,99 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert('RGBA'))
 
 
-def _values_of_tiff(path: str | Path, max_pixels: int) -> np.ndarray:
+def _values_of_tiff(path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:
     try:
         import tifffile
     except ImportError as error:
         raise UnreadableImage('a TIFF file of this kind needs the package tifffile: pip install tifffile') from error
     with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        others = [axis for axis in series.axes if axis not in 'YX']
+        page = tiff.pages[0]
+        is_of_pages = page.samplesperpixel == 1  # whose channels, if it has several, are pages
+        shown = tiff.series[0] if is_of_pages else page
+        sizes = dict(zip(shown.axes, shown.shape, strict=True))
+        others = [axis for axis in shown.axes if axis not in 'YX']
         if not {'Y', 'X'} <= set(sizes) or len(others) > 1:
-            raise UnreadableImage(f'its axes {series.axes} {series.shape} are not height, width and channels',
+            raise UnreadableImage(f'its axes {shown.axes} {shown.shape} are not height, width and channels',
                                   'other channels than asked for')
         check_size((sizes['Y'], sizes['X']), max_pixels)
-        values = series.asarray()
-    order = [series.axes.index(axis) for axis in ('Y', 'X', *others)]
-    values = values.transpose(order)
-    return values if others else values[..., None]
+        try:
+            values = shown.asarray()
+        except ValueError as error:
+            if 'imagecodecs' not in str(error):
+                raise
+            values = _decoded_by_opencv(page, path)
+            if values is None:
+                raise UnreadableImage(f'{error}: pip install imagecodecs') from error
+    values_HWC = values.transpose([shown.axes.index(axis) for axis in ('Y', 'X', *others)])
+    values_HWC = values_HWC if others else values_HWC[..., None]
+    if not is_of_pages and in_channels in (1, 3):
+        values_HWC = _in_colours(page, values_HWC, in_channels)
+    return TURNS.get(page.tags.valueof(ORIENTATION), Turn()).seen(values_HWC)
+
+
+def _decoded_by_opencv(page, path: str | Path) -> np.ndarray | None:
+    """(H, W, 3 or 4) of a page that tifffile alone cannot decompress; None when OpenCV would change the values."""
+    if page.samplesperpixel not in (3, 4) or page.planarconfig != CONTIGUOUS or page.photometric != RGB:
+        return None
+    if page.dtype not in (np.uint8, np.uint16) or (page.dtype == np.uint8 and STRAIGHT in page.extrasamples):
+        return None
+    content = bytearray(Path(path).read_bytes())
+    if ORIENTATION in page.tags:  # OpenCV turns some, and fails at others
+        struct.pack_into(f'{page.parent.byteorder}H', content, page.tags[ORIENTATION].valueoffset, 1)
+    values_HWC = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values_HWC is None:
+        raise UnreadableImage('OpenCV cannot decode it')
+    if values_HWC.shape != page.shape or values_HWC.dtype != page.dtype:
+        return None
+    return values_HWC[..., [2, 1, 0, 3][:values_HWC.shape[2]]]
+
+
+def _in_colours(page, values_HWC: np.ndarray, in_channels: int) -> np.ndarray:
+    """RGB (3) or luminance (1) of a page with several samples per pixel; as they are when they are bands, no colours.
+
+    Further bands beside colours are left out, as Pillow does.
+    """
+    kind, extras, num_samples = page.photometric, page.extrasamples, values_HWC.shape[2]
+    if kind in NOT_CONVERTED:
+        raise UnreadableImage(f'its colours, {kind!r} of {values_HWC.dtype}, cannot be converted; convert the file to '
+                              'RGB', 'other channels than asked for')
+    if kind == CMYK and num_samples >= 4:
+        full = np.iinfo(values_HWC.dtype).max
+        light_HWC = full - values_HWC[..., :4].astype(np.float32)
+        values_HWC = (light_HWC[..., :3] * light_HWC[..., 3:] / full).round().astype(values_HWC.dtype)
+        return _as_asked(values_HWC, in_channels, 3, None)
+    if kind == BLACK_IS_ZERO and num_samples == 2 and extras and extras[0] in (STRAIGHT, PREMULTIPLIED):
+        return _as_asked(values_HWC, in_channels, 1, extras[0])
+    if kind != RGB:
+        return values_HWC
+    if not extras and num_samples == 4:
+        extras = (STRAIGHT,)  # written without a word about the fourth, which is the alpha then
+    place, alpha = next(((i, one) for i, one in enumerate(extras, 3) if one in (STRAIGHT, PREMULTIPLIED)), (3, None))
+    channels = [0, 1, 2, place] if alpha else [0, 1, 2]
+    return _as_asked(values_HWC[..., channels], in_channels, 3, alpha)
+
+
+def _as_asked(values_HWC: np.ndarray, in_channels: int, num_colours: int, alpha: int | None) -> np.ndarray:
+    """1 or 3 channels from the first `num_colours`, laid on white by the last when it is an alpha; others as they are.
+
+    The same as Pillow does with 8 bits: the luminance by its weights, gray repeated.
+    """
+    if in_channels not in (1, 3):
+        return values_HWC
+    colours_HWC = values_HWC[..., :num_colours]
+    dtype = values_HWC.dtype
+    if alpha:
+        full = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+        share_HW1 = values_HWC[..., -1:] / np.result_type(dtype, np.float32).type(full)
+        visible_HWC = colours_HWC * share_HW1 if alpha == STRAIGHT else colours_HWC
+        white_HWC = (visible_HWC + full * (1 - share_HW1)).clip(0, full)
+        colours_HWC = (white_HWC.round() if full > 1 else white_HWC).astype(dtype)
+    if in_channels == num_colours:
+        return colours_HWC
+    if in_channels == 3:
+        return np.repeat(colours_HWC, 3, axis=2)
+    luminance_HW1 = (colours_HWC.astype(np.float64) @ LUMINANCE_WEIGHTS)[..., None]
+    return (luminance_HW1.round() if np.issubdtype(dtype, np.integer) else luminance_HW1).astype(dtype)
 
 
 def _values_of_array(path: str | Path, in_channels: int, max_pixels: int) -> np.ndarray:

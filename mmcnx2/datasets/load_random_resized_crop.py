@@ -12,70 +12,25 @@ tools/benchmark/input_speed.py.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.nn import functional
 
 from mmcnx2.registry import TRANSFORMS
 
 from .load_image import MAX_PIXELS, LoadImage, check_size, reasons
+from .orientation import TURNS, Crop, orientation_of
 
 JPEG_START = b'\xff\xd8\xff'
 REDUCTIONS = (8, 4, 2)
 NUM_ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A part of a picture, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Turn:
-    """How a stored picture becomes the one that is seen: rows and columns exchanged, then rows or columns reversed."""
-
-    transposed: bool = False
-    rows_reversed: bool = False
-    columns_reversed: bool = False
-
-    def seen_size(self, height: int, width: int) -> tuple[int, int]:
-        return (width, height) if self.transposed else (height, width)
-
-    def stored_crop(self, crop: Crop, seen_size: tuple[int, int]) -> Crop:
-        """The crop of the picture as seen, in the coordinates of the stored one."""
-        top = seen_size[0] - crop.top - crop.height if self.rows_reversed else crop.top
-        left = seen_size[1] - crop.left - crop.width if self.columns_reversed else crop.left
-        return Crop(left, top, crop.width, crop.height) if self.transposed else Crop(top, left, crop.height, crop.width)
-
-    def seen(self, stored_HWC: np.ndarray) -> np.ndarray:
-        turned = stored_HWC.transpose(1, 0, 2) if self.transposed else stored_HWC
-        return turned[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
-
-
-TURNS = {  # EXIF orientation -> turn
-    1: Turn(),
-    2: Turn(columns_reversed=True),
-    3: Turn(rows_reversed=True, columns_reversed=True),
-    4: Turn(rows_reversed=True),
-    5: Turn(transposed=True),
-    6: Turn(transposed=True, columns_reversed=True),
-    7: Turn(transposed=True, rows_reversed=True, columns_reversed=True),
-    8: Turn(transposed=True, rows_reversed=True),
-}
 
 
 @TRANSFORMS.register_module()
@@ -219,14 +174,6 @@ def draw_crop(height: int, width: int, crop_ratio_range: Sequence[float], aspect
     crop_height = max(1, min(height, round(width / narrowest)))
     crop_width = max(1, min(width, round(height * widest)))
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-def orientation_of(image: Image.Image) -> int:
-    """The camera's rotation, 1 to 8 as in EXIF; 1 (none) when nothing sensible is said."""
-    orientation = 1
-    with contextlib.suppress(Exception):  # a broken EXIF block must not cost a sound picture
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in TURNS else 1
 
 
 def resized(values_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:

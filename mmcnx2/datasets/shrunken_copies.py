@@ -31,7 +31,8 @@ from mmcnx2.version import __version__
 
 from .image_files import EXTENSIONS, find_images
 from .load_image import MAX_PIXELS, UnreadableImage, check_size, read_image, reasons
-from .load_random_resized_crop import JPEG_START, TURNS, orientation_of, resized
+from .load_random_resized_crop import JPEG_START, resized
+from .orientation import TURNS, orientation_of
 from .worker_pool import results_of
 
 KIND = 'mmcnx2 shrunken copies'
@@ -261,4 +262,4 @@ def _read_mark(out: Path) -> dict | None:
 
 
 def _write_mark(out: Path, mark: dict) -> None:
-    write_atomically(out / MARK_FILE, json.dumps(mark, indent=2, ensure_ascii=False) + '\n')
+    write_atomically(out / MARK_FILE, json.dumps(mark, indent=2) + '\n')  # ASCII: names need not be UTF-8

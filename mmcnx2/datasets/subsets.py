@@ -215,5 +215,5 @@ def _lines(names: Iterable[str]) -> str:
 
 def _written(folder: Path, stem: str, suffix: str, fraction: float, seed: int, text: str) -> str:
     path = folder / f'{stem}_fraction-{float(fraction):.12g}_seed-{seed}{suffix}'
-    write_atomically(path, text.encode(errors='surrogateescape'))
+    write_atomically(path, text)
     return str(path)

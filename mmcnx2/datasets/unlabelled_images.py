@@ -26,7 +26,7 @@ from mmengine.structures import BaseDataElement
 
 from mmcnx2.registry import DATASETS
 
-from .image_files import EXTENSIONS, find_images
+from .image_files import EXTENSIONS, find_images, printable
 from .load_image import KINDS, UnreadableImage, check_header
 from .seeding import SeededIndex, derive_seed, seeded_randomness
 from .shrunken_copies import check_complete
@@ -169,8 +169,9 @@ class UnlabelledImages(BaseDataset):
         if self._file_states[index] >= BAD:  # another worker was quicker
             return
         self._file_states[index] = BAD + KINDS.index(getattr(error, 'kind', 'rejected by a transform'))
-        print_log(f"skipped a bad file ({self._count(BAD)} so far): '{self._path(index)}': {error}. Another picture "
-                  f'takes its place; training stops when more than max_bad_share={self.max_bad_share} are bad.',
+        path = printable(self._path(index))
+        print_log(f"skipped a bad file ({self._count(BAD)} so far): '{path}': {error}. Another picture takes its "
+                  f'place; training stops when more than max_bad_share={self.max_bad_share} are bad.',
                   'current', logging.WARNING)
 
     def _judge_share(self) -> None:

@@ -12,7 +12,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class LabelledFeatures:
     @property
     def num_to_learn_from(self) -> int:
         """Pictures that the smallest split learns from."""
-        return len(self.labels) - max((len(part) for part in self.folds), default=0)
+        return _num_to_learn_from(len(self.labels), self.folds)
 
     def splits(self) -> Iterator[Split]:
         """One with a validation set, else one per fold: every picture is tested exactly once, and never learnt from."""
@@ -100,10 +100,18 @@ class LabelledFeatures:
             yield Split(self.features[others], self.labels[others], self.features[part], self.labels[part])
 
 
+def _num_to_learn_from(num_pictures: int, folds: Sequence[np.ndarray]) -> int:
+    return num_pictures - max((len(part) for part in folds), default=0)
+
+
 def labelled_features(
-    args: argparse.Namespace, progress: Callable[[int, int], None] = lambda done, total: None
+    args: argparse.Namespace,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    check: Callable[[int], None] = lambda num_to_learn_from: None,
 ) -> LabelledFeatures:
     """What the options of `add_feature_arguments` ask for.
+
+    `check` gets the result's `num_to_learn_from` before features are computed, to raise when that is too few.
 
     Raises:
         ValueError, FileNotFoundError: the options contradict each other, or name what is not there.
@@ -116,6 +124,7 @@ def labelled_features(
         raise ValueError(f'--train {args.train} has one class, {images.classes[0]}: there is nothing to tell apart')
     test_images = find_labelled_images(args.val, images.classes) if args.val else None
     folds = () if test_images else tuple(stratified_folds(images.labels, args.folds, args.seed))
+    check(_num_to_learn_from(len(images), folds))
     backbone = load_trained_backbone(cfg, args.checkpoint or 'random', args.seed, args.device)
     reader = PictureReader(cfg, crop_size(cfg, args.size), args.crop_share)
     source = FeatureSource(backbone, reader, args.layer)

@@ -24,7 +24,14 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from mmcnx2.datasets.annotation_checks import class_names, label_map_problems, problems_of_coco, read_coco, stems_in
+from mmcnx2.datasets.annotation_checks import (
+    class_names,
+    label_map_problems,
+    names_in,
+    problems_of_coco,
+    read_coco,
+    stems_in,
+)
 
 from .config_nodes import dicts_in, innermost_dataset, value_at
 
@@ -144,6 +151,8 @@ def read_class_names(source: str | Path | list | tuple) -> tuple[str, ...]:
 def find_suffixes(image_folder: str | Path, label_folder: str | Path) -> tuple[str, str]:
     """Endings of images and label maps: ('.jpg', '_mask.png') for a.jpg and a_mask.png.
 
+    Which files count is as in the check and in mmsegmentation: links to folders are followed, hidden files passed over.
+
     Raises:
         FileNotFoundError, ValueError: a folder does not exist; none or several kinds of images; no label belongs to an
             image.
@@ -151,8 +160,8 @@ def find_suffixes(image_folder: str | Path, label_folder: str | Path) -> tuple[s
     for folder, key in ((image_folder, 'images'), (label_folder, 'labels')):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"own_data: {key}='{folder}' is not a folder; give its path")
-    images = [path for path in sorted(Path(image_folder).rglob('*')) if path.suffix.lower() in IMAGE_EXTENSIONS]
-    kinds = Counter(path.suffix for path in images)
+    images = [name for name in names_in(image_folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    kinds = Counter(Path(name).suffix for name in images)
     if len(kinds) != 1:
         found = ', '.join(f'{number} {suffix}' for suffix, number in kinds.most_common()) or 'none'
         raise ValueError(
@@ -161,8 +170,8 @@ def find_suffixes(image_folder: str | Path, label_folder: str | Path) -> tuple[s
         )
     (image_suffix,) = kinds
     endings: Counter[str] = Counter()
-    labels = sorted(path.relative_to(label_folder).as_posix() for path in Path(label_folder).rglob('*.*'))
-    stems = sorted(path.relative_to(image_folder).as_posix().removesuffix(image_suffix) for path in images)
+    labels = sorted(name for name in names_in(label_folder) if '.' in Path(name).name)
+    stems = sorted(name.removesuffix(image_suffix) for name in images)
     for stem in stems[:NUM_OPENED]:
         endings.update(name[len(stem) :] for name in labels if name.startswith(stem))
     if not endings:

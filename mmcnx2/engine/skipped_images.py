@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.datasets.image_files import printable
 from mmcnx2.datasets.unlabelled_images import UNTRIED, UnlabelledImages
 from mmcnx2.registry import HOOKS
 
@@ -45,7 +46,7 @@ class SkippedImagesHook(Hook):
     def after_train(self, runner) -> None:
         skipped = self._collect(runner)
         if skipped:
-            named = ', '.join(f"'{path}'" for path in list(skipped)[:NUM_NAMED])
+            named = ', '.join(f"'{printable(path)}'" for path in list(skipped)[:NUM_NAMED])
             num_images = sum(len(dataset) for dataset in self._datasets)
             print_log(
                 f'{len(skipped)} of {num_images} pictures could not be used, others took their places: '
@@ -87,5 +88,5 @@ def _unlabelled(dataset: object) -> Iterator[UnlabelledImages]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding='utf-8', errors='surrogateescape').rstrip('\n').split('\n')
     return {path: kind for kind, _, path in (line.partition('\t') for line in lines if line[:1] != '#')}

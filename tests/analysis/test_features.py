@@ -128,5 +128,8 @@ def test_folds_are_stratified_and_whole():
     assert not all(map(np.array_equal, folds, stratified_folds(labels, 5, seed=1)))
     with pytest.raises(ValueError, match='--folds 1'):
         stratified_folds(labels, 1, seed=0)
+    assert [len(fold) for fold in stratified_folds(labels, 20, seed=0)] == [1] * 20
+    with pytest.raises(ValueError, match=r'--folds 21: there are 20 pictures.*2 to 20'):
+        stratified_folds(labels, 21, seed=0)
     with pytest.raises(ValueError, match='class 1 has one picture'):
         stratified_folds([0, 0, 1], 2, seed=0)

@@ -57,12 +57,12 @@ def test_labels_decide(folder, call):
 
 def test_the_two_tools_share_their_features(folder, call):
     options = ['--train', 'train', '--workers', '0', '--cache', 'cache']
-    call('knn_eval', 'config.py', 'checkpoint.pth', *options)
+    call('knn_eval', 'config.py', 'checkpoint.pth', *options, '--k', '5')
     before = {path: path.stat().st_mtime_ns for path in Path('cache').iterdir()}
     assert len(before) == 2
     call('linear_probe', 'config.py', 'checkpoint.pth', *options)
     assert {path: path.stat().st_mtime_ns for path in Path('cache').iterdir()} == before
-    call('knn_eval', 'config.py', 'checkpoint.pth', *options, '--layer', 'stages.1.0')
+    call('knn_eval', 'config.py', 'checkpoint.pth', *options, '--k', '5', '--layer', 'stages.1.0')
     assert len(list(Path('cache').iterdir())) == 4
     call('knn_eval', 'config.py', 'checkpoint.pth', '--train', 'val', '--k', '2', '--workers', '0', '--cache', '')
     assert len(list(Path('cache').iterdir())) == 4
@@ -75,8 +75,9 @@ def test_the_two_tools_share_their_features(folder, call):
         ('knn_eval', ['checkpoint.pth', '--init', 'random'], 'either a checkpoint or --init random'),
         ('knn_eval', ['checkpoint.pth', '--k', '20'], 'between 1 and 19'),
         ('knn_eval', ['checkpoint.pth', '--k', '0', '5'], 'between 1 and 19'),
+        ('knn_eval', ['checkpoint.pth', '--folds', '100'], '--folds 100: there are 24 pictures'),
         ('knn_eval', ['checkpoint.pth', '--temperature', '0', '--k', '5'], 'temperature=0'),
-        ('knn_eval', ['checkpoint.pth', '--layer', 'stages.7'], "no layer 'stages.7'"),
+        ('knn_eval', ['checkpoint.pth', '--k', '5', '--layer', 'stages.7'], "no layer 'stages.7'"),
         ('knn_eval', ['checkpoint.pth', '--val', 'other'], '1 classes that the training pictures do not have (violet)'),
         ('linear_probe', ['checkpoint.pth', '--penalty', '0'], '--penalty'),
         ('linear_probe', ['nothing.pth'], 'nothing.pth does not exist'),
@@ -93,3 +94,5 @@ def test_mistakes_are_one_line(folder, call, tool, options, words):
     )
     lines = [line for line in err.splitlines() if line.startswith('error: ')]
     assert code == 1 and len(lines) == 1 and words in lines[0], err
+    if words.startswith(('between', '--folds')):  # what can be known before features are computed
+        assert not Path('work_dirs/features').exists()

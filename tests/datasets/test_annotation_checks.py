@@ -2,6 +2,8 @@
 
 import copy
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -193,6 +195,31 @@ def test_camera_rotation_counts(coco):
     assert '40 x 30 (its camera rotation turns it) instead of 30 x 40' in sentence
 
 
+def claim(path, width, height, mode='RGB', orientation=1):
+    """A PNG whose header claims a size; there are no pixels to decode."""
+
+    def chunk(kind, content):
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    header = struct.pack('>IIBBBBB', width, height, 8, 2 if mode == 'RGB' else 0, 0, 0, 0)
+    chunks = chunk(b'IHDR', header) + chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunks + chunk(b'IDAT', b'') + chunk(b'IEND', b''))
+
+
+def test_pictures_that_only_mmcv_decodes_have_a_size_too(coco):
+    limit = Image.MAX_IMAGE_PIXELS
+    claim(coco.images / '1.png', 20000, 19000)
+    assert '19000 x 20000 instead of 30 x 40' in coco()[0]
+    assert coco(lambda content: content['images'][0].update(width=20000, height=19000)) == []
+    claim(coco.images / '1.png', 20000, 19000, orientation=6)
+    assert image_size(coco.images / '1.png') == (19000, 20000)
+    with pytest.raises(Image.DecompressionBombError):  # others are protected as before
+        Image.open(coco.images / '1.png')
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 # ---- label maps
 
 
@@ -249,6 +276,10 @@ def test_label_maps_that_do_not_fit(labels):
     (labels.folder / 'images/a.jpg').write_bytes(b'no picture')
     assert 'no readable picture' in labels()[0]
     assert len(labels(num_images=2)) == 1 and labels(num_images=0) == []
+    for name in ('images/a.jpg', 'labels/a.png'):
+        claim(labels.folder / name, 20000, 19000, 'L')
+    (sentence,) = labels()
+    assert 'too many pixels to be read' in sentence and 'a.png' in sentence and 'into tiles (' in sentence
 
 
 def test_names_that_have_no_partner(labels):

@@ -40,12 +40,40 @@ def test_glob_of_one_level(folder):
     assert names(find_images('*.jpg', data_root=folder), folder) == ['b.jpg']
 
 
+def test_data_root_is_no_glob(folder):
+    root = folder / 'set[1]'
+    root.mkdir()
+    (root / 'a.jpg').write_bytes(b'')
+    for source in ('*.jpg', '[ab].jpg', '**/a.*'):
+        assert find_images(source, data_root=root) == [str(root / 'a.jpg')]
+    with pytest.raises(FileNotFoundError, match='there is no'):
+        find_images('missing', data_root=root)
+
+
 def test_links_are_followed_but_not_in_circles(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp('other')
     (other / 'z.jpg').write_bytes(b'')
     (folder / 'link').symlink_to(other)
     (folder / 'sub/up').symlink_to(folder)
     assert names(find_images(folder), folder) == [*ALL[:3], 'link/z.jpg', *ALL[3:]]
+
+
+def test_folders_that_may_not_be_read_are_left_out_and_named(folder, monkeypatch, capfd):
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) in ('deep', 'sub-2'):
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refusing)
+    assert names(find_images(folder), folder) == [name for name in ALL if 'deep' not in name and 'sub-2' not in name]
+    logged = capfd.readouterr()
+    text = logged.out + logged.err
+    assert text.count('may not be read') == 1 and '2 entries of' in text
+    assert f"'{folder}/sub/deep', '{folder}/sub-2'" in text
+    with pytest.raises(PermissionError):  # the folder itself
+        find_images(folder / 'sub-2')
 
 
 def test_links_to_nothing_are_kept_for_the_reader_to_report(folder):
@@ -70,6 +98,22 @@ def test_list_keeps_its_order_and_has_two_bases(folder):
     with pytest.raises(FileNotFoundError, match='data_root'):  # relative to its own folder nothing is there
         other.write_text('sub/c.npy\n')
         find_images(other)
+
+
+def test_a_byte_order_mark_belongs_to_no_path(folder):
+    (folder / 'list.txt').write_text('b.jpg\r\nsub/c.npy\r\n', encoding='utf-8-sig', newline='')
+    assert names(find_images(folder / 'list.txt'), folder) == ['b.jpg', 'sub/c.npy']
+
+
+def test_names_that_are_not_utf8_may_be_listed(folder):
+    """A subset of unlabelled pictures is such a list."""
+    (folder / os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'')
+    (folder / 'list.txt').write_bytes(b'b.jpg\n' + os.fsencode(folder) + b'/caf\xe9.jpg\n')
+    assert names(find_images(folder / 'list.txt'), folder) == ['b.jpg', os.fsdecode(b'caf\xe9.jpg')]
+    (folder / 'list.txt').write_text('b.jpg\ncafé.jpg\n', encoding='latin-1')  # of another name
+    os.rename(folder / os.fsdecode(b'caf\xe9.jpg'), folder / 'café.jpg')
+    with pytest.raises(ValueError, match='line 2 is not UTF-8'):
+        find_images(folder / 'list.txt')
 
 
 @pytest.mark.parametrize(('source', 'error', 'said'), [

@@ -33,8 +33,9 @@ def test_a_list_with_labels(folder):
     images = find_labelled_images(path)
     assert images.classes == ('9', '10')  # as numbers
     assert names(images, folder) == ['dog/1.png', 'cat/a b.png', 'cat/a.png'] and images.labels == (1, 0, 0)
-    path.write_text('dog/1.png x10\ncat/a.png x9\n')
-    assert find_labelled_images(path).classes == ('x10', 'x9')
+    path.write_text('dog/1.png x10\ncat/a.png x9\n', encoding='utf-8-sig')  # with a byte order mark, as from Windows
+    images = find_labelled_images(path)
+    assert images.classes == ('x10', 'x9') and names(images, folder) == ['dog/1.png', 'cat/a.png']
 
 
 def test_the_classes_of_another_set_give_the_numbers(folder):

@@ -65,9 +65,9 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path):
     for name in ('x.png', 'x.tif', 'x.pgm'):
         gray = read_image(saved(tmp_path, ramp, name))
         assert np.array_equal(gray, np.arange(256, dtype=np.uint8)[None, :, None].repeat(4, 0).repeat(3, 2)), name
-    cv2.imwrite(str(tmp_path / 'colour.png'), np.stack([ramp] * 3, 2))
-    colour = read_image(tmp_path / 'colour.png')
-    assert np.abs(colour[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+    for name in ('colour.png', 'colour.tif', 'colour.ppm'):
+        cv2.imwrite(str(tmp_path / name), np.stack([ramp] * 3, 2))
+        assert np.array_equal(read_image(tmp_path / name)[0, :, 0], np.arange(256)), name
     np.save(tmp_path / 'x.npy', np.stack([ramp] * 3, 2))
     assert np.array_equal(read_image(tmp_path / 'x.npy')[0, :, 1], np.arange(256))
 
@@ -235,6 +235,157 @@ def test_three_pages_and_three_bands_are_channels(tmp_path, noise):
     pages[0].save(tmp_path / 'pages.tif', save_all=True, append_images=pages[1:])
     for name in ('bands.tif', 'pages.tif'):
         assert np.array_equal(read_image(tmp_path / name), values), name
+
+
+BANDS = {  # kinds of TIFF of 4 bands, whose first three are colours
+    'alpha': dict(extrasamples=['unassalpha']),
+    'premultiplied': dict(extrasamples=['assocalpha']),
+    'infrared': dict(extrasamples=['unspecified']),
+    'unsaid': dict(),
+}
+
+
+@pytest.mark.parametrize('layout', ['contig', 'separate'])
+@pytest.mark.parametrize('kind', BANDS)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+def test_bands_beside_colours_are_as_they_stand(tmp_path, noise, kind, dtype, layout, compression):
+    values = noise[..., :4].astype(dtype) * (39 if dtype == np.uint16 else 1)
+    written = dict(photometric='rgb', planarconfig=layout, compression=compression)
+    for number in (3, 4):
+        stored = values[..., :number] if layout == 'contig' else values[..., :number].transpose(2, 0, 1)
+        extras = BANDS[kind] if number == 4 else {}
+        tifffile.imwrite(tmp_path / 'x.tif', np.ascontiguousarray(stored), **written, **extras)
+        assert np.array_equal(read_image(tmp_path / 'x.tif', number, as_stored=True), values[..., :number]), number
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_colours_of_16_bits_are_as_they_stand_in_files_of_other_programs(tmp_path, noise, orientation):
+    """OpenCV compresses TIFF by LZW, which tifffile alone does not know."""
+    values = noise[..., :4].astype(np.uint16) * 39
+    stored = values[..., [2, 1, 0, 3]]
+    for name in ('x.png', 'x.tif', 'x.ppm'):
+        for number in (3, 4) if name != 'x.ppm' else (3,):
+            cv2.imwrite(str(tmp_path / name), stored[..., :number])
+            assert np.array_equal(read_image(tmp_path / name, number, as_stored=True), values[..., :number]), name
+    turned = np.rot90(values, {1: 0, 3: 2, 6: -1}[orientation])
+    tags = [(0x0112, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / 'turned.tif', values, photometric='rgb', extratags=tags)
+    assert np.array_equal(read_image(tmp_path / 'turned.tif', 4), _eight_bits(turned))
+    content = (tmp_path / 'x.png').read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    block = exif.tobytes().removeprefix(b'Exif\0\0')
+    chunk = struct.pack('>I', len(block)) + b'eXIf' + block + struct.pack('>I', zlib.crc32(b'eXIf' + block))
+    (tmp_path / 'turned.png').write_bytes(content[:33] + chunk + content[33:])
+    assert np.array_equal(read_image(tmp_path / 'turned.png', 4, as_stored=True), turned)
+
+
+def _eight_bits(values):
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def test_a_turned_tiff_that_opencv_decodes(tmp_path, noise):
+    values = noise[..., :3].astype(np.uint16) * 39
+    cv2.imwrite(str(tmp_path / 'x.tif'), values[..., ::-1])
+    with tifffile.TiffFile(tmp_path / 'x.tif') as tiff:
+        assert tiff.pages[0].compression.name == 'LZW'
+        place = tiff.pages[0].tags['SampleFormat'].offset  # which becomes the orientation
+    content = bytearray((tmp_path / 'x.tif').read_bytes())
+    struct.pack_into('<HHII', content, place, 0x0112, 3, 1, 6)
+    (tmp_path / 'x.tif').write_bytes(content)
+    assert np.array_equal(read_image(tmp_path / 'x.tif', as_stored=True), np.rot90(values, -1))
+
+
+def test_a_damaged_tiff_that_opencv_decodes(tmp_path, noise):
+    cv2.imwrite(str(tmp_path / 'x.tif'), noise[..., :3].astype(np.uint16) * 39)
+    content = bytearray((tmp_path / 'x.tif').read_bytes())
+    content[1000:4000] = bytes(3000)
+    (tmp_path / 'x.tif').write_bytes(content)
+    with pytest.raises(UnreadableImage, match='OpenCV cannot decode it'):  # not: a package is missing
+        read_image(tmp_path / 'x.tif')
+
+
+def test_bands_of_files_that_pillow_compresses(tmp_path, noise):
+    """LZW, 8 bits and a fourth band that is no alpha."""
+    values = np.ascontiguousarray(noise[..., :4])
+    image = Image.frombytes('RGBX', (50, 40), values.tobytes())
+    image.save(tmp_path / 'x.tif', compression='tiff_lzw')
+    assert np.array_equal(read_image(tmp_path / 'x.tif', 4, as_stored=True), values)
+    assert np.array_equal(read_image(tmp_path / 'x.tif'), values[..., :3])
+
+
+@pytest.mark.parametrize('kind', BANDS)
+@pytest.mark.parametrize('layout', ['contig', 'separate'])
+def test_16_bits_give_the_colours_of_8_bits(tmp_path, noise, kind, layout):
+    """Every 8-bit value v is 257 v in 16 bits; alpha, luminance and what is left out are Pillow's."""
+    for number in (3, 4):
+        values = np.ascontiguousarray(noise[..., :number])
+        extras = BANDS[kind] if number == 4 else {}
+        if kind == 'premultiplied' and number == 4:
+            values[..., :3] = values[..., :3].astype(int) * values[..., 3:] // 255
+        stored = values.astype(np.uint16) * 257
+        tifffile.imwrite(tmp_path / 'eight.tif', values, photometric='rgb', **extras)
+        stored = stored if layout == 'contig' else np.ascontiguousarray(stored.transpose(2, 0, 1))
+        tifffile.imwrite(tmp_path / 'x.tif', stored, photometric='rgb', planarconfig=layout, **extras)
+        for in_channels in (1, 3):
+            eight = read_image(tmp_path / 'eight.tif', in_channels).astype(int)
+            assert np.abs(eight - read_image(tmp_path / 'x.tif', in_channels)).max() <= 1, (number, in_channels)
+
+
+def test_gray_with_alpha_and_transparent_colour_of_16_bits(tmp_path, noise):
+    gray_alpha = np.ascontiguousarray(noise[..., :2])
+    eight = read_image(saved(tmp_path, Image.frombytes('LA', (50, 40), gray_alpha.tobytes()), 'eight.png')).astype(int)
+    stored = gray_alpha.astype(np.uint16) * 257
+    png_of_16_bits(tmp_path / 'x.png', stored, 4)
+    tifffile.imwrite(tmp_path / 'x.tif', stored, photometric='minisblack', planarconfig='contig',
+                     extrasamples=['unassalpha'])
+    for name in ('x.png', 'x.tif'):
+        assert np.abs(read_image(tmp_path / name).astype(int) - eight).max() <= 1, name
+        assert np.abs(read_image(tmp_path / name, 1).astype(int) - eight[..., :1]).max() <= 1, name
+        assert np.array_equal(read_image(tmp_path / name, 2, as_stored=True), stored), name
+
+
+def png_of_16_bits(path, values_HWC, colour_type):
+    def chunk(kind, content):
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    height, width, _ = values_HWC.shape
+    lines = b''.join(b'\0' + line.astype('>u2').tobytes() for line in values_HWC)
+    chunks = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0))
+    chunks += chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
+
+
+def test_printing_colours_of_16_bits(tmp_path, noise):
+    values = np.ascontiguousarray(noise[..., :4])
+    image = saved(tmp_path, Image.frombytes('CMYK', (50, 40), values.tobytes()), 'eight.tif')
+    tifffile.imwrite(tmp_path / 'x.tif', values.astype(np.uint16) * 257, photometric='separated')
+    assert np.abs(read_image(tmp_path / 'x.tif').astype(int) - read_image(image)).max() <= 1
+    assert np.array_equal(read_image(tmp_path / 'x.tif', 4, as_stored=True), values.astype(np.uint16) * 257)
+    tifffile.imwrite(tmp_path / 'lab.tif', values[..., :3].astype(np.uint16), photometric='cielab')
+    with pytest.raises(UnreadableImage, match=r'CIELAB.*convert the file to RGB'):
+        read_image(tmp_path / 'lab.tif')
+
+
+def test_ppm_of_12_bits_reaches_white(tmp_path, noise):
+    values = noise[..., :3].astype(np.uint16) * 16 + 15
+    (tmp_path / 'x.ppm').write_bytes(b'P6\n50 40\n4095\n' + values.astype('>u2').tobytes())
+    stored = read_image(tmp_path / 'x.ppm', as_stored=True)
+    assert np.array_equal(stored, (values.astype(float) * 65535 / 4095).round())
+    assert np.array_equal(read_image(tmp_path / 'x.ppm'), _eight_bits(stored))
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.tif', 'x.ppm'])
+def test_half_a_file_of_16_bits_is_damaged(tmp_path, noise, name):
+    if name == 'x.tif':
+        tifffile.imwrite(tmp_path / name, noise[..., :3].astype(np.uint16), photometric='rgb')
+    else:
+        cv2.imwrite(str(tmp_path / name), noise[..., :3].astype(np.uint16))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:len(content) // 2])
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(tmp_path / name)
+    assert caught.value.kind == 'damaged'
 
 
 def test_as_stored_acts(tmp_path, noise):

@@ -10,6 +10,7 @@ from pathlib import Path
 import mmpretrain.datasets  # noqa: F401  (registers its transforms)
 import numpy as np
 import pytest
+import tifffile
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -20,7 +21,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from mmcnx2.datasets import LoadImage, LoadRandomResizedCrop, SeededIndex, UnlabelledImages, load_random_resized_crop
 from mmcnx2.datasets.load_image import UnreadableImage, read_image
-from mmcnx2.datasets.load_random_resized_crop import REDUCTIONS, TURNS, draw_crop
+from mmcnx2.datasets.load_random_resized_crop import REDUCTIONS, draw_crop
+from mmcnx2.datasets.orientation import TURNS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'faults'))
 
@@ -131,6 +133,9 @@ KINDS = {
     'tif': lambda image, path: image.save(path),
     'webp': lambda image, path: image.save(path),
     '16 bits.png': lambda image, path: bad_images.sixteen_bits(path, image),
+    '16 bits, by planes.tif': lambda image, path: tifffile.imwrite(
+        path, np.asarray(image).transpose(2, 0, 1).astype(np.uint16) * 257, photometric='rgb', planarconfig='separate'
+    ),
     'array.npy': lambda image, path: np.save(path, np.asarray(image)),
 }
 

@@ -169,6 +169,17 @@ def test_unreadable_files_are_left_out_and_named(originals, out):
     assert json.loads((out / 'shrunken.json').read_text())['left_out'] == result.left_out
 
 
+def test_names_that_are_not_utf8_keep_their_bytes(originals, out):
+    good, bad = os.fsdecode(b'caf\xe9.png'), os.fsdecode(b'caf\xe9.jpg')
+    picture(64, 48).save(originals / good)
+    (originals / bad).write_text('<html>')
+    result = shrink(originals, out, **SETTINGS, max_bad_share=0.5)
+    assert [Path(path).name for path in result.left_out] == [bad]
+    assert json.loads((out / 'shrunken.json').read_text())['left_out'] == result.left_out
+    assert contents(out).keys() == NAMES | {f'{good}.jpg'}
+    assert shrink(originals, out, **SETTINGS, max_bad_share=0.5).num_there == 7
+
+
 def test_a_copy_of_what_has_become_unreadable_goes(originals, out):
     shrink(originals, out, **SETTINGS)
     (originals / 'large.jpg').write_text('no more')

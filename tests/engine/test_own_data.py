@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 from own_data_files import CLASSES, coco_options, label_map_options, write_coco, write_label_maps
 
+from mmcnx2.datasets.annotation_checks import stems_in
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists, find_suffixes, palette, read_class_names
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -367,6 +368,16 @@ def test_suffixes(files, tmp_path):
         find_suffixes(tmp_path / 'empty', tmp_path / 'l')
     with pytest.raises(FileNotFoundError, match='is not a folder'):
         find_suffixes(tmp_path / 'none', tmp_path / 'l')
+
+
+def test_suffixes_of_linked_folders_and_beside_hidden_files(tmp_path):
+    for name in ('site/a.jpg', 'site/b.jpg', 'i/.thumb.png', 'i/.trash/x.bmp', 'maps/a.png', 'maps/b.png', 'l/.a.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'i/1').symlink_to(tmp_path / 'site')
+    (tmp_path / 'l/1').symlink_to(tmp_path / 'maps')
+    assert find_suffixes(tmp_path / 'i', tmp_path / 'l') == ('.jpg', '.png')
+    assert stems_in(tmp_path / 'i', '.jpg') == stems_in(tmp_path / 'l', '.png') == {'1/a', '1/b'}
 
 
 def test_colours_differ():

@@ -1,5 +1,6 @@
 """Guards mmcnx2/engine/skipped_images.py: every file that could not be used stands in the report, with its kind."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,7 @@ def run(work_dir, dataset, indices, num_workers=0, resume=False) -> str | None:
     hook.after_train_epoch(runner)
     hook.after_train(runner)
     report = work_dir / 'skipped_images.txt'
-    return report.read_text() if report.exists() else None
+    return report.read_text(errors='surrogateescape') if report.exists() else None
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -57,6 +58,17 @@ def test_every_skipped_file_is_reported(folder, tmp_path, capfd, num_workers):
     ]
     logged = capfd.readouterr().out
     assert f'2 of {NUM_IMAGES} pictures could not be used' in logged and 'run/skipped_images.txt' in logged
+
+
+def test_names_that_are_not_utf8_stop_no_training(folder, tmp_path, capfd):
+    bad = os.fsdecode(b'caf\xe9.png')
+    (folder / bad).write_bytes(b'')
+    report = run(tmp_path / 'run', images(folder), range(NUM_IMAGES + 1))
+    assert f'empty\t{folder}/{bad}' in report.splitlines()
+    logged = capfd.readouterr()
+    assert logged.out.count(r'caf\udce9.png') == 2 and 'Logging error' not in logged.err
+    resumed = run(tmp_path / 'run', images(folder), [0], resume=True)
+    assert sorted(resumed.splitlines()) == sorted(report.splitlines())
 
 
 def test_sets_inside_wrappers_are_found(folder, tmp_path):

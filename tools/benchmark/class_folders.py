@@ -8,6 +8,8 @@ numbers, which run through the animal kingdom; vehicles and places by the lists 
 is an `object`. The folders hold links. At most --most pictures per class, spread evenly, so that no class is
 half of the set. scenes: every annotated object of a folder of demo scenes, cut out as a square around its box, into
 train/ and val/.
+
+--out holds these pictures alone afterwards: links of an earlier call go, other files there are refused.
 """
 
 from __future__ import annotations
@@ -15,10 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from PIL import Image
+
+from mmcnx2.engine.user_errors import explain_errors
 
 # first and last number of the ranges of a class
 RANGES = {
@@ -55,7 +63,7 @@ def coarse_class(file_name: str) -> str:
     """'bird' of 'n01514668_cock.jpg'."""
     match = re.fullmatch(r'n(\d{8})_(.+)\.\w+', file_name)
     if match is None:
-        raise SystemExit(f"error: '{file_name}' is not named like ImageNet's classes, n01514668_cock.jpg")
+        raise ValueError(f"'{file_name}' is not named like ImageNet's classes, n01514668_cock.jpg")
     number, name = int(match[1]), match[2]
     for group, ranges in RANGES.items():
         if any(first <= number <= last for first, last in ranges):
@@ -63,24 +71,47 @@ def coarse_class(file_name: str) -> str:
     return next((group for group, names in NAMES.items() if name in names.split()), OBJECT)
 
 
+def make_room(out: Path, targets: Collection[Path]) -> None:
+    """Takes the links of an earlier call out of its class folders; ValueError when there is anything else than
+    `targets`, which are to be written."""
+    there = [path for path in sorted(out.rglob('*')) if path.is_symlink() or not path.is_dir()]
+    classes = {out / name for name in (*RANGES, *NAMES, OBJECT)}
+    links = [path for path in there if path.is_symlink() and path.parent in classes]
+    others = set(there) - set(links) - set(targets)
+    if others:
+        raise ValueError(
+            f"'{out}' holds {len(others)} files that this call does not make, such as '{min(others)}': take them away, "
+            'or choose another --out'
+        )
+    for path in links:
+        path.unlink()
+    for folder in classes:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def link_photos(folder: Path, out: Path, most: int) -> dict[str, int]:
+    if most < 1:
+        raise ValueError(f'--most {most}: each class has at least 1 photo')
     groups = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
             groups[coarse_class(path.name)].append(path)
+    if not groups:
+        raise ValueError(f"'{folder}' holds no .jpg or .png; give a folder of photos")
     for group, paths in groups.items():
         taken = min(most, len(paths))
         groups[group] = [paths[(2 * i + 1) * len(paths) // (2 * taken)] for i in range(taken)]
+    make_room(out, ())
+    for group, paths in groups.items():
         (out / group).mkdir(parents=True, exist_ok=True)
-        for path in groups[group]:
-            link = out / group / path.name
-            if not link.is_symlink():
-                link.symlink_to(path.resolve())
+        for path in paths:
+            (out / group / path.name).symlink_to(path.resolve())
     return {group: len(paths) for group, paths in sorted(groups.items())}
 
 
 def cut_objects(demo: Path, out: Path) -> dict[str, int]:
-    counts = defaultdict(int)
+    counts, cuts = defaultdict(int), {}
     for split in ('train', 'val'):
         content = json.loads((demo / 'coco' / 'annotations' / f'instances_{split}.json').read_text())
         names = {one['id']: one['name'] for one in content['categories']}
@@ -90,12 +121,15 @@ def cut_objects(demo: Path, out: Path) -> dict[str, int]:
             side = max(width, height) * (1 + 2 * MARGIN)
             left, top = x + width / 2 - side / 2, y + height / 2 - side / 2
             target = out / split / names[one['category_id']] / f'{one["image_id"]:06d}_{one["id"]:06d}.png'
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(demo / 'coco' / split / files[one['image_id']]) as image:
-                box = tuple(round(value) for value in (left, top, left + side, top + side))
-                box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-                image.crop(box).save(target)
+            box = tuple(round(value) for value in (left, top, left + side, top + side))
+            cuts[target] = demo / 'coco' / split / files[one['image_id']], box
             counts[f'{split}/{names[one["category_id"]]}'] += 1
+    make_room(out, cuts)
+    for target, (source, box) in cuts.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            inside = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
+            image.crop(inside).save(target)
     return dict(sorted(counts.items()))
 
 
@@ -113,4 +147,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()

@@ -24,6 +24,7 @@ from mmcnx2.analysis.collapse import cosine_distance, effective_rank
 from mmcnx2.analysis.comparison import markdown_table
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.user_errors import explain_errors
 
 
 def all_pairs(x_BNC: torch.Tensor) -> torch.Tensor:
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()

@@ -42,6 +42,7 @@ from mmcnx2.analysis.run_log import Curve, RunLog, last_checkpoint, read_run, st
 from mmcnx2.analysis.trained_models import load_trained_backbone
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.labelled_images import find_labelled_images
+from mmcnx2.engine.user_errors import explain_errors
 
 SIZE, BATCH_SIZE = 128, 64
 FCMAE = """
@@ -105,7 +106,7 @@ def write_lists(folders: Path, work_dir: Path) -> dict[str, str]:
     for name, part in parts.items():
         for kind, lines in ((name, [path for path, _ in part]), (f'{name}_labels', [f'{p} {n}' for p, n in part])):
             file = (work_dir / f'{kind}.txt').absolute()
-            file.write_text('\n'.join(lines) + '\n')
+            write_atomically(file, '\n'.join(lines) + '\n')  # parallel calls read it
             found[kind] = str(file)
         found[f'num_{name}'] = len(part)
     return found
@@ -148,13 +149,13 @@ def train(run: Run, lists: dict, args: argparse.Namespace) -> None:
     )
     work_dir = args.work_dir / run.folder
     config = args.work_dir / f'{run.folder}.py'
-    config.write_text(text)
+    write_atomically(config, text)
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), '--resume']
     started = time.time()
     with (args.work_dir / f'{run.folder}.log').open('w') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        raise SystemExit(f'error: {run.folder} ended with exit code {code}; see {args.work_dir / run.folder}.log')
+        raise ChildProcessError(f'{run.folder} ended with exit code {code}; see {args.work_dir / run.folder}.log')
     print(f'{run.folder}: {time.time() - started:.0f} s', flush=True)
 
 
@@ -182,7 +183,7 @@ class Measured:
 
 
 def measure(runs: list[Run], lists: dict, args: argparse.Namespace) -> dict[str, Measured]:
-    paths = Path(lists['held_out']).read_text().split('\n')[:-1]
+    paths = Path(lists['held_out']).read_text(errors='surrogateescape').split('\n')[:-1]
     found: dict[str, Measured] = {}
     v2 = next(run for run in runs if run.kind.startswith('v2'))  # whose config the untrained model is built from
     for run in [None, *runs]:
@@ -327,4 +328,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()

@@ -6,13 +6,14 @@
 Each start has a checkpoint per seed (or `random`); seed s draws the random weights and the folds. Measures what
 tools/knn_eval.py and tools/linear_probe.py do, whose features are cached, at the layers of --layers, by default the
 output and the end of the third stage of atto. --out gets the table, a .json beside it every figure; what that has
-already, of the same options, is not measured again.
+already, of the same options and the same contents of the checkpoints, is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import shlex
@@ -30,6 +31,7 @@ import linear_probe
 from mmcnx2.analysis.comparison import format_values, markdown_table
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.user_errors import explain_errors
 
 RANDOM = 'random'
 TOOLS = {'kNN': knn_eval, 'probe': linear_probe}
@@ -65,8 +67,16 @@ def checkpoints_of(start: str, num_seeds: int) -> tuple[str, list[str]]:
     name, _, listed = start.partition('=')
     checkpoints = listed.split(',') if listed else [RANDOM] * num_seeds
     if len(checkpoints) != num_seeds or (not listed and name != RANDOM):
-        raise SystemExit(f"error: --init {start}: give '{RANDOM}' or NAME= and {num_seeds} checkpoints (--seeds)")
+        raise ValueError(f"--init {start}: give '{RANDOM}' or NAME= and {num_seeds} checkpoints (--seeds)")
     return name, checkpoints
+
+
+def digest(checkpoint: str) -> str | None:
+    """SHA-256 of the file; None of random weights and of official ones, whose names stand for fixed contents."""
+    if not Path(checkpoint).is_file():
+        return None
+    with open(checkpoint, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def main() -> None:
@@ -88,15 +98,16 @@ def main() -> None:
     command = shlex.join(['python', 'tools/benchmark/feature_quality.py', *sys.argv[1:]])
     rows = []
     for name, checkpoints in starts.items():
+        contents = dict(digests=[digest(checkpoint) for checkpoint in checkpoints])
         for layer in args.layers:
             asked = dict(
                 start=name, checkpoints=checkpoints, layer=layer, config=args.config, train=args.train, val=args.val,
                 k=args.k,
             )  # fmt: skip
-            found = next((one for one in figures if asked.items() <= one.items()), None)
+            found = next((one for one in figures if (asked | contents).items() <= one.items()), None)
             if found is None:
-                found = asked | measure_start(args, checkpoints, layer)
-                figures.append(found)
+                found = asked | contents | measure_start(args, checkpoints, layer)
+                figures = [one for one in figures if not asked.items() <= one.items()] + [found]
                 if stored:
                     write_atomically(
                         stored, json.dumps(dict(command=command, **origin, figures=figures), indent=1) + '\n'
@@ -119,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()

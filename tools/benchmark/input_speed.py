@@ -45,8 +45,10 @@ from torchvision.transforms import v2
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets import LoadRandomResizedCrop, SeededIndex, UnlabelledImages
-from mmcnx2.datasets.load_random_resized_crop import Crop, draw_crop, resized
+from mmcnx2.datasets.load_random_resized_crop import draw_crop, resized
+from mmcnx2.datasets.orientation import Crop
 from mmcnx2.datasets.seeding import derive_seed
+from mmcnx2.engine.user_errors import explain_errors
 
 SIDE, AREAS, RATIOS = 224, (0.2, 1.0), (3 / 4, 4 / 3)
 NUM_PICTURES = {0: 600, 375: 120, 2000: 20}  # at most; fewer of the larger ones
@@ -417,11 +419,11 @@ def table(result: dict, target: int) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
     sources = sorted(path for path in args.folder.absolute().iterdir() if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not sources:
-        raise SystemExit(f"error: '{args.folder}' holds no .jpg; give a folder of photographs")
+        raise ValueError(f"'{args.folder}' holds no .jpg; give a folder of photographs")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     settings = dict(
         machine=machine(),
         versions={
@@ -459,4 +461,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with explain_errors():
+        main()
