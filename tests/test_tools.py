@@ -386,6 +386,22 @@ def test_an_unknown_key_is_warned_about_and_a_known_one_is_not(call):
     assert len(warned) == 1 and "'modle'" in warned[0]
 
 
+def test_an_option_carries_a_path_with_blanks_and_a_malformed_one_is_told(call, toy):
+    folder = toy / 'my runs, (1)'
+    assert call('train', 'toy.py', '--work-dir', folder)[0] == 0
+    checkpoint = folder / 'epoch_2.pth'
+    options = ['--cfg-options', f'load_from={checkpoint}']
+    code, _, err = call('train', 'toy.py', '--work-dir', 'again', *options)
+    assert code == 0, err
+    assert f"load_from = '{checkpoint}'" in (toy / 'again' / 'toy.py').read_text()
+    checkpoint.unlink()
+    err = call('train', 'toy.py', '--work-dir', 'again', '--cfg-options', f'load_from="{checkpoint}"')[2]
+    assert str(checkpoint) in error_line(err)
+    for tool, args in (('train', ['toy.py']), ('test', ['toy.py', 'x.pth']), ('selfcheck', ['toy.py'])):
+        code, _, err = call(tool, *args, '--cfg-options', 'a.b=1', 'photos')
+        assert code == 2 and "'photos' is not of the form KEY=VALUE" in err.splitlines()[-1]
+
+
 def test_a_detector_without_mmcv_ops_is_refused_before_anything_is_built(call, toy, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     code, _, err = call('train', 'toy.py', '--cfg-options', 'default_scope=mmdet')

@@ -36,9 +36,10 @@ from mmengine.logging import MMLogger
 
 import mmcnx2
 from mmcnx2.analysis.ablation_runs import SmallData, SmallScale, draw_data, run_row, settings_of
-from mmcnx2.analysis.ablations import TABLES, MeasuredRow, find_table, option_words, table_markdown
+from mmcnx2.analysis.ablations import TABLES, MeasuredRow, find_table, table_markdown
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.stages import now
 from mmcnx2.engine.user_errors import explain_errors
 from mmcnx2.models.fcmae.masking import num_visible_cells

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -49,6 +49,7 @@ from mmcnx2.datasets import ade20k_files, coco_files, demo_files, imagenet_files
 from mmcnx2.datasets.download import Archive, check_free, fetch, unpack_zip
 from mmcnx2.datasets.folder_checks import Findings
 from mmcnx2.datasets.subsets import subset_options
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.user_errors import explain_errors
 
 
@@ -281,13 +282,8 @@ def tell_conversion(result: ade20k_files.Conversion) -> None:
 
 
 def tell_share(task: str, dataset: dict, fraction: float, seed: int, folder: str | Path) -> None:
-    folder = Path(folder).absolute()
-    if re.search(r'[\s,\[\](){}]', str(folder)):
-        raise ValueError(
-            f"--cfg-options cannot carry blanks, commas and brackets: give another folder than '{folder}'."
-        )
-    changed = subset_options(dataset, fraction, seed, folder)
-    words = ' '.join(f'train_dataloader.dataset.{key}={value}' for key, value in changed.items())
+    changed = subset_options(dataset, fraction, seed, Path(folder).absolute())
+    words = shlex.join(option_words({f'train_dataloader.dataset.{key}': value for key, value in changed.items()}))
     print(f'{task}: {f"--cfg-options {words}" if words else "all of it needs no option"}')
 
 

@@ -46,7 +46,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
     sys.path.insert(0, str(ROOT))
 
 try:
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.registry import DefaultScope
 
     from mmcnx2.analysis import transfer_report
@@ -59,9 +59,9 @@ try:
     from mmcnx2.datasets.subsets import subset_options
     from mmcnx2.engine import run_config
     from mmcnx2.engine.config_card import read_card
+    from mmcnx2.engine.config_options import option_words, read_options
     from mmcnx2.engine.run_commands import (
         moved_data_options,
-        option_words,
         resolved,
         test_command,
         train_command,
@@ -252,16 +252,6 @@ def read_inits(args: argparse.Namespace, problems: Problems) -> list[Init]:
     return inits
 
 
-def parsed_options(words: list[str]) -> dict[str, Any] | None:
-    """The options as tools/train.py reads them."""
-    bad = [word for word in words if '=' not in word]
-    if bad:
-        raise ValueError(f'option {bad[0]!r} is not of the form KEY=VALUE')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args(['--cfg-options', *words]).cfg_options if words else None
-
-
 def load_task(name: str, words: list[str], args: argparse.Namespace, problems: Problems) -> Task:
     """Raises what `Problems.noting` takes when the config is no task; notes what else is wrong with it."""
     path = run_config.find_config(name).absolute()
@@ -269,7 +259,7 @@ def load_task(name: str, words: list[str], args: argparse.Namespace, problems: P
     for pair in args.data:
         old, _, new = pair.partition('=')
         moved.update(moved_data_options(path, old, new))
-    options = parsed_options([*option_words(moved), *words])
+    options = read_options([*option_words(moved), *words]) or None
     given = argparse.Namespace(config=str(path), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     cfg = run_config.load_config(given)
     if cfg.model.get('type', '').rsplit('.', 1)[-1] == 'FCMAE':

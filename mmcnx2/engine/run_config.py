@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
@@ -24,6 +24,7 @@ from mmengine.runner import CheckpointLoader, Runner
 import mmcnx2
 from mmcnx2.checkpoint.read import read_for_run
 from mmcnx2.engine import rendezvous
+from mmcnx2.engine.config_options import ConfigOptions
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
@@ -79,9 +80,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
-        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2',
+        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2; '
+        'text with commas or brackets in two pairs of quotes: a.b=\'"x (1), y"\'',
     )
     parser.add_argument(
         '--launcher',

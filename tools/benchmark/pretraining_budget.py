@@ -40,6 +40,7 @@ from mmcnx2.analysis.run_log import last_checkpoint, read_run
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.image_files import find_images
 from mmcnx2.engine import run_config
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.run_commands import moved_data_options, resolved, tool, train_command
 from mmcnx2.engine.stages import Stage, StageError, StageRun, interrupt_on_sigterm, now, shown, tell
 from mmcnx2.engine.user_errors import is_user_error, one_line
@@ -204,7 +205,8 @@ def pretrain_stage(args: argparse.Namespace, budget: Budget, needs: tuple[str, .
 
     def train(resumes: bool) -> list[str]:
         source = {'train_dataloader.dataset.source': str(picture_list(args))}
-        return train_command(config, folder, {**options, **source}, resumes=resumes)
+        command = train_command(config, folder, pretraining_options(budget, {}), resumes=resumes)
+        return [*command, *args.pretrain_options, *option_words(source)]  # given words as they were given
 
     return Stage(
         f'pretrain-{budget.name}',
