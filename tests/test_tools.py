@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
+from mmcnx2.analysis.run_log import stored_config
 from mmcnx2.engine import run_config, user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +158,20 @@ def test_train_resume_and_test(call, toy):
     assert f'error: {metrics["error"]:.6g}' in out
     assert call('test', 'toy.py', 'moved/epoch_3.pth', '--out', 'p.pkl', '--work-dir', 'tested')[0] == 0
     assert (toy / 'p.pkl').exists()
+
+
+def test_testing_in_the_folder_of_a_training_leaves_its_config(call, toy):
+    assert call('train', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')[0] == 0
+    stored = toy / 'work_dirs/toy/toy.py'
+    before = stored.read_text()
+    assert 'max_epochs=1' in before
+    code, _, err = call('test', 'toy.py', 'work_dirs/toy/epoch_1.pth')
+    assert code == 0, err
+    assert stored.read_text() == before and stored_config(toy / 'work_dirs/toy') == stored
+    [tested] = (toy / 'work_dirs/toy').glob('*/toy.py')
+    assert 'max_epochs=2' in tested.read_text() and tested.with_name(f'{tested.parent.name}.log').is_file()
+    code, _, err = call('test', 'toy.py', 'work_dirs/toy/epoch_1.pth', '--cfg-options', 'runner_type=Nope')
+    assert code == 1 and "runner_type is 'Nope'" in error_line(err)
 
 
 def test_amp_runs_the_forward_pass_in_bf16(call, toy):

@@ -4,8 +4,9 @@ says.
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--show-dir DIR] [--tta] [--cfg-options
     KEY=VALUE ...]
 
-For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. A mistake ends as one line
-`error: ...` and exit code 1, as in train.py.
+For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. Config and log go to
+DIR/<time>/, so a work dir in which was trained still says what was trained. A mistake ends as one line `error: ...` and
+exit code 1, as in train.py.
 Touch this file for what is special to testing; what training needs too stands in mmcnx2/engine/run_config.py. Guarded
 by tests/test_tools.py.
 """
@@ -119,7 +120,7 @@ def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, floa
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
         cfg[key] = None
     seed = (cfg.get('randomness') or {}).get('seed') or 0
-    runner = run_config.build_runner(cfg, strict=True)
+    runner = run_config.build_runner(cfg, strict=True, stores_config=False)
     runner.load_or_resume()
     loader = Runner.build_dataloader(loader_cfg, seed=seed)
     model = runner.model.module if hasattr(runner.model, 'module') else runner.model
@@ -147,7 +148,7 @@ def predictions_and_metrics(cfg: Config, args: argparse.Namespace) -> dict[str, 
         draw_predictions(cfg, args.show_dir)
     if args.tta:
         augment_test_time(cfg, args.config)
-    runner = run_config.build_runner(cfg, strict=True)
+    runner = run_config.build_runner(cfg, strict=True, stores_config=False)
     if args.out and args.out.endswith(('.pkl', '.pickle')):
         if cfg.default_scope == 'mmdet':  # encodes masks as RLE
             from mmdet.evaluation import DumpDetResults as Dump

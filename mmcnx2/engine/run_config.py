@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -271,13 +272,33 @@ def check_checkpoint_exists(checkpoint: str) -> None:
         raise FileNotFoundError(f'Checkpoint {checkpoint!r} does not exist')
 
 
-def build_runner(cfg: Config, strict: bool) -> Runner:
-    """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly."""
+def build_runner(cfg: Config, strict: bool, stores_config: bool = True) -> Runner:
+    """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly.
+
+    `stores_config`: the config goes into the work dir, where it says what was trained there; else beside the log.
+    """
     complete_strategy(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if stores_config:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    else:
+        kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
+        if kind is None:
+            raise KeyError(f'runner_type is {cfg.runner_type!r}, which no library has registered')
+        runner = _storing_beside_the_log(kind).from_cfg(cfg)
     if strict and isinstance(runner, Runner):
         runner.load_checkpoint = functools.partial(_load_strictly, runner.load_checkpoint, bool(cfg.get('resume')))
     return runner
+
+
+def _storing_beside_the_log(kind: type) -> type:
+    """The runner's class, with its config in the folder of its log."""
+
+    class StoringBesideTheLog(kind):
+        def dump_config(self) -> None:
+            if is_main_process():
+                self.cfg.dump(str(Path(self.log_dir) / Path(self.cfg.filename or 'config.py').name))
+
+    return StoringBesideTheLog
 
 
 def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **options) -> dict:
