@@ -222,9 +222,9 @@ def test_tensorboard_keeps_the_visualizer_of_the_task(monkeypatch):
         train.add_tensorboard(cfg)
 
 
-def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy):
-    for name in ('val_evaluator', 'val_cfg'):
-        (toy / 'toy.py').write_text((toy / 'toy.py').read_text() + f'{name} = None\n')
+@pytest.fixture
+def pretraining(toy):
+    """pretrain.py, which is tested by its loss, and weights.pth; answers the loss of each image."""
     (toy / 'pretrain.py').write_text(
         TOY.replace("default_scope = 'mmengine'", "default_scope = 'mmpretrain'")
         .replace('val_cfg = dict()\n', '')
@@ -235,16 +235,62 @@ def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy):
     torch.manual_seed(0)
     weight, bias = torch.rand(3, 3), torch.rand(3)
     torch.save(dict(state_dict={'linear.weight': weight, 'linear.bias': bias}), 'weights.pth')
+    x = torch.arange(10)[:, None].expand(10, 3) / 10
+    return ((x @ weight.T + bias).sum(1) - x.sum(1)) ** 2
+
+
+def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy, pretraining):
     code, _, err = call('test', 'pretrain.py', 'weights.pth', '--out', 'loss.json')
     assert code == 0, err
-    x = torch.arange(10)[:, None].expand(10, 3) / 10
-    expected = (((x @ weight.T + bias).sum(1) - x.sum(1)) ** 2).mean()  # over images, though the last batch is smaller
+    expected = pretraining.mean()  # over images, though the last batch is smaller
     assert json.loads((toy / 'loss.json').read_text())['loss'] == pytest.approx(float(expected), rel=1e-5)
     text = (toy / 'pretrain.py').read_text() + 'test_dataloader = None\n'
     (toy / 'pretrain.py').write_text(text)
     code, _, err = call('test', 'pretrain.py', 'weights.pth')
     assert code == 1
     assert 'without test_dataloader or val_dataloader' in error_line(err)
+
+
+SAMPLER = 'test_dataloader.sampler'
+HELD_OUT = ['--out', 'loss.json', '--cfg-options', 'test_dataloader.drop_last=True', 'test_dataloader.batch_size=8']
+
+
+@pytest.mark.parametrize(
+    ('num', 'options'),
+    [
+        (3, []),
+        (10, [f'{SAMPLER}.shuffle=True']),
+        (10, [f'{SAMPLER}.type=InfiniteSampler', f'{SAMPLER}.shuffle=True']),
+        (10, [f'{SAMPLER}.type=mmcnx2.EpochSeededSampler', f'{SAMPLER}.infinite=True']),
+    ],
+)
+def test_a_loader_shaped_like_the_training_one_measures_every_image_once(call, toy, pretraining, num, options):
+    """Though such a loader leaves out a last batch that is not full, or never ends."""
+    code, out, err = call(
+        'test', 'pretrain.py', 'weights.pth', *HELD_OUT, f'test_dataloader.dataset.num={num}', *options
+    )
+    assert code == 0, err
+    assert f'reconstruction of {num} images' in out + err
+    assert json.loads((toy / 'loss.json').read_text())['loss'] == pytest.approx(
+        float(pretraining[:num].mean()), rel=1e-5
+    )
+
+
+def test_nothing_measured_is_an_error(call, toy, pretraining):
+    code, _, err = call('test', 'pretrain.py', 'weights.pth', *HELD_OUT, 'test_dataloader.num_batch_per_epoch=0')
+    assert code == 1 and 'gave no image: nothing was measured' in error_line(err)
+
+
+def test_values_per_class_and_matrices_are_printed_and_written(call, toy):
+    metrics = 'dict(error=np.float32(0.5), per_class=[1.5, torch.tensor(2.)], matrix=torch.eye(2), array=np.arange(2))'
+    text = PARTS.replace('dict(error=np.float32(sum(results) / len(results)))', metrics)
+    (toy / 'toy_parts.py').write_text(text)
+    torch.save(dict(state_dict={'linear.weight': torch.zeros(3, 3), 'linear.bias': torch.zeros(3)}), 'weights.pth')
+    code, out, err = call('test', 'toy.py', 'weights.pth', '--out', 'metrics.json')
+    assert code == 0, err
+    written = dict(error=0.5, per_class=[1.5, 2.0], matrix=[[1.0, 0.0], [0.0, 1.0]], array=[0.0, 1.0])
+    assert json.loads((toy / 'metrics.json').read_text()) == written
+    assert out.splitlines()[-4:] == [f'{name}: {value}' for name, value in written.items()]
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
@@ -478,6 +524,15 @@ def test_two_processes_on_the_cpu_train_and_test_like_one(toy, call):
     assert call('test', 'toy.py', 'one/epoch_2.pth', '--work-dir', 'tested', '--out', 'one.json')[0] == 0
     of_one, of_two = (json.loads((toy / f'{name}.json').read_text()) for name in ('one', 'two'))
     assert of_one['error'] == pytest.approx(of_two['error'], rel=1e-4)
+
+
+@pytest.mark.parametrize('num', [1, 3])
+def test_two_processes_measure_every_image_once(toy, pretraining, num):
+    """Also where one of them has more than the other, or all."""
+    tested = launch('dist_test.sh', 'pretrain.py', 'weights.pth', '2', *HELD_OUT, f'test_dataloader.dataset.num={num}')
+    assert tested.returncode == 0, tested.stderr[-2000:]
+    loss = json.loads((toy / 'loss.json').read_text())['loss']
+    assert loss == pytest.approx(float(pretraining[:num].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
