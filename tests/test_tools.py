@@ -18,7 +18,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
 from mmcnx2.analysis.run_log import stored_config
-from mmcnx2.engine import run_config, user_errors
+from mmcnx2.engine import run_config, user_errors, work_dir_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
@@ -172,6 +172,22 @@ def test_testing_in_the_folder_of_a_training_leaves_its_config(call, toy):
     assert 'max_epochs=2' in tested.read_text() and tested.with_name(f'{tested.parent.name}.log').is_file()
     code, _, err = call('test', 'toy.py', 'work_dirs/toy/epoch_1.pth', '--cfg-options', 'runner_type=Nope')
     assert code == 1 and "runner_type is 'Nope'" in error_line(err)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(call, toy, monkeypatch):
+    monkeypatch.setattr(work_dir_lock, 'PATIENCE_S', 0.2)
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options', 'train_dataloader.dataset.wait_s=0.2']
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while 'Epoch(train)' not in (line := first.stdout.readline()):
+        assert line or first.poll() is None
+    partial = toy / 'work_dirs/toy/.epoch_1.pth.x.partial'
+    partial.touch()
+    code, _, err = call('train', 'toy.py')
+    assert code == 1
+    assert f'process {first.pid} on ' in error_line(err) and '--work-dir' in err and 'traceback' not in err
+    assert partial.exists()
+    assert first.communicate(timeout=60) and first.returncode == 0
+    assert call('train', 'toy.py')[0] == 0
 
 
 def test_amp_runs_the_forward_pass_in_bf16(call, toy):

@@ -27,6 +27,7 @@ try:
     from mmcnx2.engine import rendezvous, resuming, run_config
     from mmcnx2.engine.preemption import PreemptionHook
     from mmcnx2.engine.user_errors import explain_errors
+    from mmcnx2.engine.work_dir_lock import WorkDirLock
 except ImportError as error:
     sys.exit(
         f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python '
@@ -108,12 +109,19 @@ def set_aside_held_out_data(cfg: Config) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg, preemption = None, PreemptionHook()
-    with preemption.listening(), explain_errors(lambda: cfg.work_dir if cfg else args.work_dir):
+    cfg, preemption, lock = None, PreemptionHook(), WorkDirLock()
+
+    def traceback_dir() -> str | None:
+        if lock.is_taken:  # the folder is somebody else's
+            return None
+        return cfg.work_dir if cfg else args.work_dir
+
+    with preemption.listening(), lock, explain_errors(traceback_dir):
         run_config.read_safely(args.unsafe_load)
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
+        lock.take(cfg.work_dir, resuming.was_restarted())
         set_aside_held_out_data(cfg)
         if args.amp:
             use_mixed_precision(cfg)
