@@ -174,6 +174,23 @@ def test_testing_in_the_folder_of_a_training_leaves_its_config(call, toy):
     assert code == 1 and "runner_type is 'Nope'" in error_line(err)
 
 
+def test_a_tilde_means_the_home_folder(call, toy, monkeypatch):
+    """Though bash leaves it as it is in --work-dir=~/run."""
+    monkeypatch.setenv('HOME', str(toy / 'home'))
+    short = ['--cfg-options', 'train_cfg.max_epochs=1']
+    assert call('train', 'toy.py', '--work-dir=~/run', *short)[0] == 0
+    assert call('train', 'toy.py', '--resume=~/run/epoch_1.pth', *short, 'work_dir=~/on')[0] == 0
+    assert call('test', 'toy.py', '~/run/epoch_1.pth', '--out=~/m.json', '--work-dir=~/tested')[0] == 0
+    assert call('prepare_data', 'coco', '--root=~/coco')[2].count(f'{toy}/home/coco') >= 1
+    assert call('prepare_data', 'demo', '--out=~/demo', '--unlabelled=1', '--train=1', '--val=1', '--size=64')[0] == 0
+    assert {path.name for path in (toy / 'home').glob('[!.]*')} == {'run', 'on', 'tested', 'm.json', 'demo'}
+    assert not (toy / '~').exists()
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for name, given in (('run_demo', []), ('transfer', ['x.py']), ('ablate', []), ('report', ['x', '-o=~/w'])):
+        args = importlib.import_module(name).parse_args([*given, *([] if name == 'report' else ['--work-dir=~/w'])])
+        assert toy / 'home' / 'w' in (getattr(args, 'work_dir', None), getattr(args, 'out', None))
+
+
 def test_a_second_training_in_the_same_folder_is_refused(call, toy, monkeypatch):
     monkeypatch.setattr(work_dir_lock, 'PATIENCE_S', 0.2)
     command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options', 'train_dataloader.dataset.wait_s=0.2']

@@ -15,6 +15,7 @@ tests/test_selfcheck.py.
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=60, help='of overfitting one batch; default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of weights and augmentations; default %(default)s')
     parser.add_argument('--device', default='cpu', help='default %(default)s')
-    parser.add_argument('--curve', metavar='FILE', help='draw the losses of the two trials into this PNG file')
+    parser.add_argument(
+        '--curve', type=os.path.expanduser, metavar='FILE', help='draw the losses of the two trials into this PNG file'
+    )
     parser.add_argument('--json', action='store_true', help='print a JSON list instead of lines')
     args = parser.parse_args(argv)
     args.work_dir, args.launcher, args.local_rank = None, 'none', 0

@@ -15,6 +15,7 @@ import argparse
 import copy
 import inspect
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -52,11 +53,19 @@ DRAWING_HOOKS = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or its path below our configs, such as demo/x.py')
-    parser.add_argument('checkpoint', help='checkpoint file that tools/train.py wrote')
+    parser.add_argument('checkpoint', type=os.path.expanduser, help='checkpoint file that tools/train.py wrote')
     parser.add_argument(
-        '--out', metavar='FILE', help='*.json: write the metrics there; *.pkl: write the predictions there'
+        '--out',
+        type=os.path.expanduser,
+        metavar='FILE',
+        help='*.json: write the metrics there; *.pkl: write the predictions there',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into pictures in this folder')
+    parser.add_argument(
+        '--show-dir',
+        type=os.path.expanduser,
+        metavar='DIR',
+        help='draw the predictions into pictures in this folder',
+    )
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation, by the config's tta_model and tta_pipeline"
     )

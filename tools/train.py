@@ -11,6 +11,7 @@ Guarded by tests/test_tools.py.
 """
 
 import argparse
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
+        type=os.path.expanduser,
         metavar='CHECKPOINT',
         help=(
             'go on from a checkpoint of this run with its optimiser and schedule; without a path: the newest in the '

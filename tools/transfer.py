@@ -77,6 +77,7 @@ try:
         tell,
     )
     from mmcnx2.engine.user_errors import is_user_error, one_line
+    from mmcnx2.given_path import given_path
     from mmcnx2.models.backbones import ConvNeXtV2
 except ImportError as error:
     sys.exit(
@@ -164,7 +165,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes per run; more than 1: through torchrun')
     parser.add_argument('--tta', action='store_true', help='test with the test-time augmentation of the configs')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'), help='default: %(default)s')
+    parser.add_argument('--work-dir', type=given_path, default=Path('work_dirs/transfer'), help='default: %(default)s')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='for every task'
     )
@@ -258,7 +259,7 @@ def load_task(name: str, words: list[str], args: argparse.Namespace, problems: P
     moved: dict[str, str] = {}
     for pair in args.data:
         old, _, new = pair.partition('=')
-        moved.update(moved_data_options(path, old, new))
+        moved.update(moved_data_options(path, old, os.path.expanduser(new)))
     options = read_options([*option_words(moved), *words]) or None
     given = argparse.Namespace(config=str(path), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     cfg = run_config.load_config(given)

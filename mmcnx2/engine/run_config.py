@@ -76,7 +76,10 @@ KNOWN_KEYS = {
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that train.py and test.py have in common."""
     parser.add_argument(
-        '--work-dir', metavar='DIR', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)'
+        '--work-dir',
+        type=os.path.expanduser,
+        metavar='DIR',
+        help='folder for logs and checkpoints (default: work_dirs/<name of the config>)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -141,6 +144,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / path.stem)
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')
     check_scope(cfg)
