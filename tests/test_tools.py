@@ -612,6 +612,23 @@ def test_launchers_pass_everything_on(tmp_path):
     assert args[-7:] == [str(TOOLS / 'train.py'), 'a.py', '--work-dir', 'dir', '--launcher', 'slurm', '--amp']
 
 
+def test_launchers_find_an_environment_in_a_folder_with_a_blank(tmp_path):
+    environment = tmp_path / 'my cache' / 'python'
+    environment.parent.mkdir()
+    environment.touch(0o755)
+    for name, does in (('python', 'exit 1'), ('python3', f"echo '{environment}'")):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{does}\n')
+        (tmp_path / name).chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    command = ['bash', '-c', f'source "{TOOLS}/dist_run.sh" && find_python']
+    environ = {**os.environ, 'PATH': path, 'PYTHON': ''}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.stdout == f'{environment}\n', done.stderr
+    environment.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 1 and 'no interpreter with mmengine' in done.stderr and not done.stdout
+
+
 @pytest.fixture
 def slurm(tmp_path) -> Path:
     """A folder with an srun that ends with the exit codes in `codes`, one per call, and a scontrol, which note their
