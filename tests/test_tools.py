@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from mmcnx2.analysis.run_log import stored_config
 from mmcnx2.engine import run_config, user_errors, work_dir_lock
@@ -467,6 +468,21 @@ def test_a_bug_keeps_its_traceback_on_the_screen(call, toy):
     assert err.splitlines()[-1] == 'error: a bug'
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(call, toy):
+    when = "if self.bug and os.path.exists('work_dirs/toy/epoch_1.pth') == (self.bug == 2):"
+    text = PARTS.replace('if self.bug:', when)
+    (toy / 'toy_parts.py').write_text(text.replace("RuntimeError('a bug')", 'KeyboardInterrupt'))
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'model.bug=1')
+    assert code == 130 and 'Traceback' not in err
+    assert err.splitlines()[-1] == 'interrupted; no checkpoint has been saved yet, the same command begins anew'
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'model.bug=2')
+    assert code == 130 and 'Traceback' not in err
+    last = 'interrupted; the same command with --resume goes on from work_dirs/toy/epoch_1.pth'
+    assert err.splitlines()[-1] == last
+    code, out, _ = call('train', 'toy.py', '--resume')
+    assert code == 0 and 'going on from work_dirs/toy/epoch_1.pth' in out
+
+
 def test_the_traceback_is_printed_when_asked_for(call, monkeypatch):
     monkeypatch.setenv('MMCNX2_TRACEBACK', '1')
     code, _, err = call('train', 'nothing.py')
@@ -610,6 +626,19 @@ def test_launchers_pass_everything_on(tmp_path):
     args = (tmp_path / 'srun_args').read_text().splitlines()
     assert {'--partition=part', '--ntasks=4', '--gres=gpu:4', '--mem'} <= set(args)
     assert args[-7:] == [str(TOOLS / 'train.py'), 'a.py', '--work-dir', 'dir', '--launcher', 'slurm', '--amp']
+
+
+def test_the_launcher_ends_with_130_after_ctrl_c(monkeypatch):
+    launcher = load_tool('launch_processes')
+
+    def interrupted():
+        raise SignalException('Process got signal: 2', signal.SIGINT)
+
+    monkeypatch.setattr(launcher, 'torchrun', interrupted)
+    monkeypatch.setenv('MMCNX2_EXIT_FILE', '')
+    with pytest.raises(SystemExit) as end:
+        launcher.main()
+    assert end.value.code == 130
 
 
 def test_launchers_find_an_environment_in_a_folder_with_a_blank(tmp_path):

@@ -5,14 +5,17 @@
 For several processes use tools/dist_train.sh or tools/slurm_train.sh. A mistake ends as one line `error: ...` and exit
 code 1; its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too). After SIGTERM or SIGUSR1
 (pre-emption, the end of a job's time) it saves everything after the iteration and ends with exit code 75: --resume goes
-on from there, and so does by itself a process that torchrun or Slurm started again.
+on from there, and so does by itself a process that torchrun or Slurm started again. Ctrl-C ends it at once, with exit
+code 130 and nothing saved: --resume goes on from the last checkpoint.
 Touch this file for what is special to training; what testing needs too stands in mmcnx2/engine/run_config.py.
 Guarded by tests/test_tools.py.
 """
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +28,7 @@ try:
     from mmengine.device import get_device
 
     import mmcnx2  # noqa: F401  (its registries)
+    from mmcnx2.analysis.run_log import last_checkpoint
     from mmcnx2.engine import rendezvous, resuming, run_config
     from mmcnx2.engine.preemption import PreemptionHook
     from mmcnx2.engine.user_errors import explain_errors
@@ -109,6 +113,19 @@ def set_aside_held_out_data(cfg: Config) -> None:
                 cfg[f'{kind}_{name}'] = None
 
 
+@contextlib.contextmanager
+def explain_interruption(work_dir: Callable[[], str | None]) -> Iterator[None]:
+    """Ctrl-C ends as one line that says how to go on, and a shell's exit code for it; nothing is saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        then = 'no checkpoint has been saved yet, the same command begins anew'
+        with contextlib.suppress(OSError):
+            then = f'the same command with --resume goes on from {last_checkpoint(work_dir() or "nowhere")}'
+        run_config.tell(f'\ninterrupted; {then}', stream=sys.stderr)
+        raise SystemExit(130) from None
+
+
 def main() -> None:
     args = parse_args()
     cfg, preemption, lock = None, PreemptionHook(), WorkDirLock()
@@ -118,7 +135,7 @@ def main() -> None:
             return None
         return cfg.work_dir if cfg else args.work_dir
 
-    with preemption.listening(), lock, explain_errors(traceback_dir):
+    with preemption.listening(), lock, explain_errors(traceback_dir), explain_interruption(traceback_dir):
         run_config.read_safely(args.unsafe_load)
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
