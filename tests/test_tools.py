@@ -194,7 +194,7 @@ def test_a_tilde_means_the_home_folder(call, toy, monkeypatch):
 
 def test_a_second_training_in_the_same_folder_is_refused(call, toy, monkeypatch):
     monkeypatch.setattr(work_dir_lock, 'PATIENCE_S', 0.2)
-    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options', 'train_dataloader.dataset.wait_s=0.2']
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options', 'train_dataloader.dataset.wait_s=0.4']
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while 'Epoch(train)' not in (line := first.stdout.readline()):
         assert line or first.poll() is None
@@ -204,6 +204,13 @@ def test_a_second_training_in_the_same_folder_is_refused(call, toy, monkeypatch)
     assert code == 1
     assert f'process {first.pid} on ' in error_line(err) and '--work-dir' in err and 'traceback' not in err
     assert partial.exists()
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')  # torchrun tries once more
+    assert call('train', 'toy.py')[0] == 1
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+    code, _, err = call('train', 'toy.py', '--work-dir', 'work_dirs/toy', '--cfg-options', 'model.type=Nope')
+    assert code == 1 and 'Slurm has started this job again' in err and 'Nope' in err
+    monkeypatch.delenv('TORCHELASTIC_RESTART_COUNT')
+    monkeypatch.delenv('SLURM_RESTART_COUNT')
     assert first.communicate(timeout=60) and first.returncode == 0
     assert call('train', 'toy.py')[0] == 0
 

@@ -140,7 +140,7 @@ def main() -> None:
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
-        lock.take(cfg.work_dir, resuming.was_restarted())
+        lock.take(cfg.work_dir, was_requeued=os.environ.get('SLURM_RESTART_COUNT', '0') not in ('', '0'))
         set_aside_held_out_data(cfg)
         if args.amp:
             use_mixed_precision(cfg)

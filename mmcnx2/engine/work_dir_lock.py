@@ -20,7 +20,7 @@ from typing import TextIO
 from mmcnx2.engine.run_config import tell
 
 FILE = '.training.lock'
-# A process that was killed, or torchrun starts again, may take so long to be gone
+# A process that was killed may take so long to be gone
 PATIENCE_S = 5.0
 
 
@@ -38,11 +38,13 @@ class WorkDirLock:
         if self._file is not None:
             self._file.close()
 
-    def take(self, work_dir: str | Path, was_restarted: bool) -> None:
+    def take(self, work_dir: str | Path, was_requeued: bool) -> None:
         """Takes the lock for the run's rank 0; the other processes of a run hold nothing.
 
-        Where the file system has no locks, or the folder cannot be written, nothing is held. `was_restarted`: by a
-        launcher, whose run must go on: after waiting longer, a lock that is still held is a warning.
+        Where the file system has no locks, or the folder cannot be written, nothing is held. `was_requeued`: Slurm
+        started this job again, perhaps on another machine because the first one failed, whose lock a file server may
+        still keep: after waiting longer, that is a warning. Where torchrun starts processes again, the earlier ones
+        are gone.
 
         Raises:
             ValueError: another process trains in this folder.
@@ -54,15 +56,15 @@ class WorkDirLock:
             self._file = (Path(work_dir) / FILE).open('a+', encoding='utf-8')
         except OSError:
             return  # what is written there next says why it cannot be
-        if self._wait(PATIENCE_S * (4 if was_restarted else 1)):
+        if self._wait(PATIENCE_S * (4 if was_requeued else 1)):
             with contextlib.suppress(OSError):
                 self._file.truncate(0)
                 self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
                 self._file.flush()
             return
         says = self._holder()
-        if was_restarted:
-            tell(f'warning: {says}; this run was started again and goes on nevertheless', stream=sys.stderr)
+        if was_requeued:
+            tell(f'warning: {says}; Slurm has started this job again, so it goes on nevertheless', stream=sys.stderr)
             return
         self.is_taken = True
         raise ValueError(f'{says}. Two would overwrite each other: choose another folder with --work-dir, or wait')

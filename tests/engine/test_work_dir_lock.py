@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, holder, m
         with pytest.raises(ValueError, match=rf'/run is the work dir of .*process {process.pid} on .*--work-dir'):
             lock.take(tmp_path / 'run', False)
         assert lock.is_taken
-    with WorkDirLock() as lock:  # a run that a launcher started again must not die of a lock that is stuck
+    with WorkDirLock() as lock:  # a job that Slurm started again must not die of a lock that is stuck
         lock.take(tmp_path / 'run', True)
         assert 'warning' in capsys.readouterr().err and not lock.is_taken
     with WorkDirLock() as lock:
