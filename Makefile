@@ -17,25 +17,25 @@ which-python:  ## print the interpreter of the environment and nothing else
 	@python3 tools/make_env.py --print-interpreter
 
 doctor: env  ## say what is installed, what is wrong with it and how to mend it
-	@$(PYTHON) tools/doctor.py
+	@"$(PYTHON)" tools/doctor.py
 
 demo: env  ## run the whole path on pictures that it makes itself (DEMO_ARGS="..." is passed on)
-	@$(PYTHON) tools/run_demo.py $(DEMO_ARGS)
+	@"$(PYTHON)" tools/run_demo.py $(DEMO_ARGS)
 
 test: env  ## run the tests (TEST_ARGS="..." is passed on)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest $(TEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(PYTHON)" -m pytest $(TEST_ARGS)
 
 lint: env  ## check style with ruff
-	@$(PYTHON) -m ruff check .
+	@"$(PYTHON)" -m ruff check .
 
 wheel: env  ## build the wheel into dist/
-	@$(PYTHON) -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir dist
+	@"$(PYTHON)" -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir dist
 
 minkowski: env  ## build MinkowskiEngine for layout='minkowski' and install it into the environment (5 minutes, once)
-	@$(PYTHON) tools/build_minkowski.py
+	@"$(PYTHON)" tools/build_minkowski.py
 
 test-minkowski: minkowski  ## run the tests that need MinkowskiEngine
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest tests/models/test_minkowski_layout.py \
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(PYTHON)" -m pytest tests/models/test_minkowski_layout.py \
 	  tests/models/test_official_parity.py tests/test_build_minkowski.py $(TEST_ARGS)
 
 lock:  ## write requirements.lock anew from setup.cfg (needs uv)

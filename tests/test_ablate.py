@@ -6,11 +6,12 @@ import shlex
 
 import pytest
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 import mmcnx2
 from mmcnx2.analysis import ablation_runs
 from mmcnx2.analysis.ablations import TABLES
+from mmcnx2.engine.config_options import read_options
 
 
 @pytest.fixture
@@ -47,9 +48,8 @@ def test_commands_can_be_typed(call):
         assert words[:2] == ['python', 'tools/train.py'] and '--work-dir' in words
         assert (mmcnx2.configs_dir().parent / words[2]).is_file()
         given = words[words.index('--cfg-options') + 1 :] if '--cfg-options' in words else []
-        options = dict(word.split('=', 1) for word in given)
         wanted = rows[i // 2].fine_tuning_options if i % 2 else dict(rows[i // 2].options)
-        read = {key: DictAction._parse_iterable(value) for key, value in options.items()}
+        read = read_options(given)
         checkpoint = read.pop('model.backbone.init_cfg.checkpoint', None)
         assert read == wanted and (checkpoint is not None) == bool(i % 2)
         cfg = Config.fromfile(mmcnx2.configs_dir().parent / words[2])

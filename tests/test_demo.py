@@ -13,6 +13,7 @@ import pytest
 from demo_runs import run_quick
 
 from mmcnx2.analysis.confusion import intersections_over_unions
+from mmcnx2.engine.config_options import read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -30,6 +31,20 @@ def test_user_errors_are_one_line(tmp_path, capsys, monkeypatch):
     )
     assert run_demo.main(['--seeds', '0']) == 1
     assert capsys.readouterr().err == 'error: --seeds 0: at least one run per row is needed\n'
+
+
+def test_folders_with_blanks_reach_the_training(tmp_path):
+    folder = tmp_path / 'my demo, (1)'
+    args = run_demo.parse_args(['--quick', '--work-dir', str(folder), '--data', str(tmp_path / 'my data')])
+    checkpoint = folder / 'pretrain' / 'epoch_2.pth'
+    checkpoint.parent.mkdir(parents=True)
+    (folder / 'pretrain' / 'last_checkpoint').write_text(str(checkpoint))
+    checkpoint.touch()
+    words = run_demo.build_stages(args)['segment-pretrained'].commands[0](False)
+    given = read_options(words[words.index('--cfg-options') + 1 :])
+    assert given['model.backbone.init_cfg.checkpoint'] == str(checkpoint)
+    assert given['train_dataloader.dataset.data_root'] == f'{tmp_path}/my data/ade'
+    assert given['train_cfg.max_iters'] == 2 and given['train_dataloader.persistent_workers'] is False
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,13 @@ def test_every_requirement_is_in_the_lock_and_within_its_range():
 def test_make_prints_the_interpreter_and_nothing_else():
     done = run(['make', '-s', 'which-python'], cwd=ROOT)
     assert re.fullmatch(r'\S+/bin/python\n', done.stdout)
+
+
+@pytest.mark.parametrize('command', ['doctor', 'demo', 'test', 'lint', 'wheel', 'minkowski', 'test-minkowski'])
+def test_make_runs_an_interpreter_in_a_folder_with_a_blank(command):
+    done = run(['make', '-n', command, 'PYTHON=/my cache/python'], cwd=ROOT)
+    lines = [shlex.split(line) for line in done.stdout.replace('\\\n', '').splitlines()]
+    assert '/my cache/python' in lines[-1]
 
 
 def test_continuous_integration_runs_the_test_command_of_the_readme():

@@ -8,6 +8,7 @@ import http.server
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmcnx2.datasets import ade20k_files, coco_files, imagenet_files
+from mmcnx2.engine.config_options import read_options
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'tools' / 'prepare_data.py'
 SMALL = ['--unlabelled', '9', '--train', '2', '--val', '3', '--size', '64', '--workers', '2']
@@ -313,11 +315,13 @@ def test_spot_checks_are_a_number(prepare, small, tmp_path, capsys):
         assert f"'{wrong}' is not a number, 0 or more" in capsys.readouterr().err
 
 
-def test_folders_that_an_option_cannot_carry(prepare, small, tmp_path):
-    write_ade(tmp_path / 'a b')
-    with pytest.raises(ValueError, match=r"cannot carry blanks, commas and brackets: .* than '.*/a b'"):
-        prepare('ade20k', '--root', tmp_path / 'a b', '--fraction', 0.5)
-    prepare('ade20k', '--root', tmp_path / 'a b', '--fraction', 0.5, '--out', tmp_path / 'lists')
+def test_options_for_folders_with_blanks_and_commas_can_be_typed(prepare, small, tmp_path, capsys):
+    write_ade(tmp_path / 'a, b (1)')
+    prepare('ade20k', '--root', tmp_path / 'a, b (1)', '--fraction', 0.5)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:2] == ['segmentation:', '--cfg-options']
+    [(key, path)] = read_options(words[2:]).items()
+    assert key == 'train_dataloader.dataset.ann_file' and Path(path).is_file() and 'a, b (1)' in path
 
 
 def test_shares_of_the_demo_scenes(prepare, tmp_path, capsys):

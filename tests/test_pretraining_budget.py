@@ -9,6 +9,7 @@ import pytest
 
 from mmcnx2.datasets.demo_files import write_demo
 from mmcnx2.engine import run_commands
+from mmcnx2.engine.config_options import read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools' / 'benchmark'))
@@ -230,6 +231,23 @@ def test_own_pictures_are_taken_instead_of_scenes(call_driver, tmp_path):
 def test_a_dry_run_runs_nothing(call_driver, tmp_path):
     code, out, _ = call_driver('--budgets', '1e4', '--dry-run')
     assert code == 0 and '(pretrain-0.01M): to be run' in out and not (tmp_path / 'data').exists()
+
+
+def test_options_and_folders_reach_the_pretraining_as_they_were_given(tmp_path):
+    photos = tmp_path / 'photos'
+    write_demo(photos, 2, 0, 0, 64, 0, 1, False)
+    given = ['train_dataloader.dataset.crop_size=32,64', 'optim_wrapper.optimizer.betas=(0.9,0.95)']
+    args = pretraining_budget.parse_args(
+        ['--budgets', '1e4', '--images', str(photos), '--work-dir', str(tmp_path / 'my work, (1)'), '--data', 'data']
+        + ['--pretrain-options', *given]
+    )
+    pretraining_budget.check_args(args)
+    [stage] = [each for each in pretraining_budget.build_stages(args).values() if each.name.startswith('pretrain')]
+    words = stage.commands[0](False)
+    read = read_options(words[words.index('--cfg-options') + 1 :])
+    assert read['train_dataloader.dataset.source'] == str(tmp_path / 'my work, (1)' / 'pictures.txt')
+    assert read['train_dataloader.dataset.crop_size'] == [32, 64]
+    assert read['optim_wrapper.optimizer.betas'] == (0.9, 0.95) and read['train_cfg.max_iters'] == 156
 
 
 def test_real_schedule_warms_up_and_ends_at_zero(call, tmp_path):

@@ -16,8 +16,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from mmcnx2.engine import run_config, user_errors
+from mmcnx2.analysis.run_log import stored_config
+from mmcnx2.engine import run_config, user_errors, work_dir_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
@@ -159,6 +161,60 @@ def test_train_resume_and_test(call, toy):
     assert (toy / 'p.pkl').exists()
 
 
+def test_testing_in_the_folder_of_a_training_leaves_its_config(call, toy):
+    assert call('train', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')[0] == 0
+    stored = toy / 'work_dirs/toy/toy.py'
+    before = stored.read_text()
+    assert 'max_epochs=1' in before
+    code, _, err = call('test', 'toy.py', 'work_dirs/toy/epoch_1.pth')
+    assert code == 0, err
+    assert stored.read_text() == before and stored_config(toy / 'work_dirs/toy') == stored
+    [tested] = (toy / 'work_dirs/toy').glob('*/toy.py')
+    assert 'max_epochs=2' in tested.read_text() and tested.with_name(f'{tested.parent.name}.log').is_file()
+    code, _, err = call('test', 'toy.py', 'work_dirs/toy/epoch_1.pth', '--cfg-options', 'runner_type=Nope')
+    assert code == 1 and "runner_type is 'Nope'" in error_line(err)
+
+
+def test_a_tilde_means_the_home_folder(call, toy, monkeypatch):
+    """Though bash leaves it as it is in --work-dir=~/run."""
+    monkeypatch.setenv('HOME', str(toy / 'home'))
+    short = ['--cfg-options', 'train_cfg.max_epochs=1']
+    assert call('train', 'toy.py', '--work-dir=~/run', *short)[0] == 0
+    assert call('train', 'toy.py', '--resume=~/run/epoch_1.pth', *short, 'work_dir=~/on')[0] == 0
+    assert call('test', 'toy.py', '~/run/epoch_1.pth', '--out=~/m.json', '--work-dir=~/tested')[0] == 0
+    assert call('prepare_data', 'coco', '--root=~/coco')[2].count(f'{toy}/home/coco') >= 1
+    assert call('prepare_data', 'demo', '--out=~/demo', '--unlabelled=1', '--train=1', '--val=1', '--size=64')[0] == 0
+    assert {path.name for path in (toy / 'home').glob('[!.]*')} == {'run', 'on', 'tested', 'm.json', 'demo'}
+    assert not (toy / '~').exists()
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for name, given in (('run_demo', []), ('transfer', ['x.py']), ('ablate', []), ('report', ['x', '-o=~/w'])):
+        args = importlib.import_module(name).parse_args([*given, *([] if name == 'report' else ['--work-dir=~/w'])])
+        assert toy / 'home' / 'w' in (getattr(args, 'work_dir', None), getattr(args, 'out', None))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(call, toy, monkeypatch):
+    monkeypatch.setattr(work_dir_lock, 'PATIENCE_S', 0.2)
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options', 'train_dataloader.dataset.wait_s=0.4']
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while 'Epoch(train)' not in (line := first.stdout.readline()):
+        assert line or first.poll() is None
+    partial = toy / 'work_dirs/toy/.epoch_1.pth.x.partial'
+    partial.touch()
+    code, _, err = call('train', 'toy.py')
+    assert code == 1
+    assert f'process {first.pid} on ' in error_line(err) and '--work-dir' in err and 'traceback' not in err
+    assert partial.exists()
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')  # torchrun tries once more
+    assert call('train', 'toy.py')[0] == 1
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+    code, _, err = call('train', 'toy.py', '--work-dir', 'work_dirs/toy', '--cfg-options', 'model.type=Nope')
+    assert code == 1 and 'Slurm has started this job again' in err and 'Nope' in err
+    monkeypatch.delenv('TORCHELASTIC_RESTART_COUNT')
+    monkeypatch.delenv('SLURM_RESTART_COUNT')
+    assert first.communicate(timeout=60) and first.returncode == 0
+    assert call('train', 'toy.py')[0] == 0
+
+
 def test_amp_runs_the_forward_pass_in_bf16(call, toy):
     assert call('train', 'toy.py', '--amp', '--tensorboard')[0] == 0
     scalars = next((toy / 'work_dirs/toy').glob('*/vis_data/scalars.json')).read_text()
@@ -207,9 +263,9 @@ def test_tensorboard_keeps_the_visualizer_of_the_task(monkeypatch):
         train.add_tensorboard(cfg)
 
 
-def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy):
-    for name in ('val_evaluator', 'val_cfg'):
-        (toy / 'toy.py').write_text((toy / 'toy.py').read_text() + f'{name} = None\n')
+@pytest.fixture
+def pretraining(toy):
+    """pretrain.py, which is tested by its loss, and weights.pth; answers the loss of each image."""
     (toy / 'pretrain.py').write_text(
         TOY.replace("default_scope = 'mmengine'", "default_scope = 'mmpretrain'")
         .replace('val_cfg = dict()\n', '')
@@ -220,16 +276,62 @@ def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy):
     torch.manual_seed(0)
     weight, bias = torch.rand(3, 3), torch.rand(3)
     torch.save(dict(state_dict={'linear.weight': weight, 'linear.bias': bias}), 'weights.pth')
+    x = torch.arange(10)[:, None].expand(10, 3) / 10
+    return ((x @ weight.T + bias).sum(1) - x.sum(1)) ** 2
+
+
+def test_a_pretraining_config_is_tested_by_its_reconstruction_loss(call, toy, pretraining):
     code, _, err = call('test', 'pretrain.py', 'weights.pth', '--out', 'loss.json')
     assert code == 0, err
-    x = torch.arange(10)[:, None].expand(10, 3) / 10
-    expected = (((x @ weight.T + bias).sum(1) - x.sum(1)) ** 2).mean()  # over images, though the last batch is smaller
+    expected = pretraining.mean()  # over images, though the last batch is smaller
     assert json.loads((toy / 'loss.json').read_text())['loss'] == pytest.approx(float(expected), rel=1e-5)
     text = (toy / 'pretrain.py').read_text() + 'test_dataloader = None\n'
     (toy / 'pretrain.py').write_text(text)
     code, _, err = call('test', 'pretrain.py', 'weights.pth')
     assert code == 1
     assert 'without test_dataloader or val_dataloader' in error_line(err)
+
+
+SAMPLER = 'test_dataloader.sampler'
+HELD_OUT = ['--out', 'loss.json', '--cfg-options', 'test_dataloader.drop_last=True', 'test_dataloader.batch_size=8']
+
+
+@pytest.mark.parametrize(
+    ('num', 'options'),
+    [
+        (3, []),
+        (10, [f'{SAMPLER}.shuffle=True']),
+        (10, [f'{SAMPLER}.type=InfiniteSampler', f'{SAMPLER}.shuffle=True']),
+        (10, [f'{SAMPLER}.type=mmcnx2.EpochSeededSampler', f'{SAMPLER}.infinite=True']),
+    ],
+)
+def test_a_loader_shaped_like_the_training_one_measures_every_image_once(call, toy, pretraining, num, options):
+    """Though such a loader leaves out a last batch that is not full, or never ends."""
+    code, out, err = call(
+        'test', 'pretrain.py', 'weights.pth', *HELD_OUT, f'test_dataloader.dataset.num={num}', *options
+    )
+    assert code == 0, err
+    assert f'reconstruction of {num} images' in out + err
+    assert json.loads((toy / 'loss.json').read_text())['loss'] == pytest.approx(
+        float(pretraining[:num].mean()), rel=1e-5
+    )
+
+
+def test_nothing_measured_is_an_error(call, toy, pretraining):
+    code, _, err = call('test', 'pretrain.py', 'weights.pth', *HELD_OUT, 'test_dataloader.num_batch_per_epoch=0')
+    assert code == 1 and 'gave no image: nothing was measured' in error_line(err)
+
+
+def test_values_per_class_and_matrices_are_printed_and_written(call, toy):
+    metrics = 'dict(error=np.float32(0.5), per_class=[1.5, torch.tensor(2.)], matrix=torch.eye(2), array=np.arange(2))'
+    text = PARTS.replace('dict(error=np.float32(sum(results) / len(results)))', metrics)
+    (toy / 'toy_parts.py').write_text(text)
+    torch.save(dict(state_dict={'linear.weight': torch.zeros(3, 3), 'linear.bias': torch.zeros(3)}), 'weights.pth')
+    code, out, err = call('test', 'toy.py', 'weights.pth', '--out', 'metrics.json')
+    assert code == 0, err
+    written = dict(error=0.5, per_class=[1.5, 2.0], matrix=[[1.0, 0.0], [0.0, 1.0]], array=[0.0, 1.0])
+    assert json.loads((toy / 'metrics.json').read_text()) == written
+    assert out.splitlines()[-4:] == [f'{name}: {value}' for name, value in written.items()]
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
@@ -373,6 +475,21 @@ def test_a_bug_keeps_its_traceback_on_the_screen(call, toy):
     assert err.splitlines()[-1] == 'error: a bug'
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(call, toy):
+    when = "if self.bug and os.path.exists('work_dirs/toy/epoch_1.pth') == (self.bug == 2):"
+    text = PARTS.replace('if self.bug:', when)
+    (toy / 'toy_parts.py').write_text(text.replace("RuntimeError('a bug')", 'KeyboardInterrupt'))
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'model.bug=1')
+    assert code == 130 and 'Traceback' not in err
+    assert err.splitlines()[-1] == 'interrupted; no checkpoint has been saved yet, the same command begins anew'
+    code, _, err = call('train', 'toy.py', '--cfg-options', 'model.bug=2')
+    assert code == 130 and 'Traceback' not in err
+    last = 'interrupted; the same command with --resume goes on from work_dirs/toy/epoch_1.pth'
+    assert err.splitlines()[-1] == last
+    code, out, _ = call('train', 'toy.py', '--resume')
+    assert code == 0 and 'going on from work_dirs/toy/epoch_1.pth' in out
+
+
 def test_the_traceback_is_printed_when_asked_for(call, monkeypatch):
     monkeypatch.setenv('MMCNX2_TRACEBACK', '1')
     code, _, err = call('train', 'nothing.py')
@@ -384,6 +501,22 @@ def test_an_unknown_key_is_warned_about_and_a_known_one_is_not(call):
     _, _, err = call('train', 'toy.py', '--cfg-options', 'modle.width=3', 'auto_scale_lr.enable=False')
     warned = [line for line in err.splitlines() if line.startswith('warning: --cfg-options')]
     assert len(warned) == 1 and "'modle'" in warned[0]
+
+
+def test_an_option_carries_a_path_with_blanks_and_a_malformed_one_is_told(call, toy):
+    folder = toy / 'my runs, (1)'
+    assert call('train', 'toy.py', '--work-dir', folder)[0] == 0
+    checkpoint = folder / 'epoch_2.pth'
+    options = ['--cfg-options', f'load_from={checkpoint}']
+    code, _, err = call('train', 'toy.py', '--work-dir', 'again', *options)
+    assert code == 0, err
+    assert f"load_from = '{checkpoint}'" in (toy / 'again' / 'toy.py').read_text()
+    checkpoint.unlink()
+    err = call('train', 'toy.py', '--work-dir', 'again', '--cfg-options', f'load_from="{checkpoint}"')[2]
+    assert str(checkpoint) in error_line(err)
+    for tool, args in (('train', ['toy.py']), ('test', ['toy.py', 'x.pth']), ('selfcheck', ['toy.py'])):
+        code, _, err = call(tool, *args, '--cfg-options', 'a.b=1', 'photos')
+        assert code == 2 and "'photos' is not of the form KEY=VALUE" in err.splitlines()[-1]
 
 
 def test_a_detector_without_mmcv_ops_is_refused_before_anything_is_built(call, toy, monkeypatch):
@@ -449,6 +582,15 @@ def test_two_processes_on_the_cpu_train_and_test_like_one(toy, call):
     assert of_one['error'] == pytest.approx(of_two['error'], rel=1e-4)
 
 
+@pytest.mark.parametrize('num', [1, 3])
+def test_two_processes_measure_every_image_once(toy, pretraining, num):
+    """Also where one of them has more than the other, or all."""
+    tested = launch('dist_test.sh', 'pretrain.py', 'weights.pth', '2', *HELD_OUT, f'test_dataloader.dataset.num={num}')
+    assert tested.returncode == 0, tested.stderr[-2000:]
+    loss = json.loads((toy / 'loss.json').read_text())['loss']
+    assert loss == pytest.approx(float(pretraining[:num].mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ('option', 'line'),
     [
@@ -491,6 +633,36 @@ def test_launchers_pass_everything_on(tmp_path):
     args = (tmp_path / 'srun_args').read_text().splitlines()
     assert {'--partition=part', '--ntasks=4', '--gres=gpu:4', '--mem'} <= set(args)
     assert args[-7:] == [str(TOOLS / 'train.py'), 'a.py', '--work-dir', 'dir', '--launcher', 'slurm', '--amp']
+
+
+def test_the_launcher_ends_with_130_after_ctrl_c(monkeypatch):
+    launcher = load_tool('launch_processes')
+
+    def interrupted():
+        raise SignalException('Process got signal: 2', signal.SIGINT)
+
+    monkeypatch.setattr(launcher, 'torchrun', interrupted)
+    monkeypatch.setenv('MMCNX2_EXIT_FILE', '')
+    with pytest.raises(SystemExit) as end:
+        launcher.main()
+    assert end.value.code == 130
+
+
+def test_launchers_find_an_environment_in_a_folder_with_a_blank(tmp_path):
+    environment = tmp_path / 'my cache' / 'python'
+    environment.parent.mkdir()
+    environment.touch(0o755)
+    for name, does in (('python', 'exit 1'), ('python3', f"echo '{environment}'")):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{does}\n')
+        (tmp_path / name).chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    command = ['bash', '-c', f'source "{TOOLS}/dist_run.sh" && find_python']
+    environ = {**os.environ, 'PATH': path, 'PYTHON': ''}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.stdout == f'{environment}\n', done.stderr
+    environment.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 1 and 'no interpreter with mmengine' in done.stderr and not done.stdout
 
 
 @pytest.fixture

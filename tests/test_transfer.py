@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from mmcnx2.analysis import transfer_report
 from mmcnx2.datasets.demo_files import write_demo
 from mmcnx2.engine import run_commands
+from mmcnx2.engine.config_options import read_options
 from mmcnx2.models.backbones import ConvNeXtV2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +178,17 @@ def test_options_reach_their_tasks_only(call, tmp_path):
         'train_cfg.max_iters=7' in line and 'data/demo/' not in line.replace('configs/demo/', '') for line in trains
     )
     assert 'test.py' in out and '"$(cat work/runs/' in out
+
+
+def test_data_in_a_folder_with_blanks_and_commas_reach_the_training(call, data, tmp_path, capfd):
+    there = tmp_path / 'my data, (new)'
+    there.symlink_to(data)
+    assert (
+        transfer.main([SEGMENT, '--init', 'scratch', '--seeds', '1', '--dry-run', '--data', f'data/demo={there}']) == 0
+    )
+    words = shlex.split(next(line for line in capfd.readouterr().out.splitlines() if 'train.py' in line))
+    given = read_options(words[words.index('--cfg-options') + 1 :])
+    assert given['val_dataloader.dataset.data_root'] == f'{there.name}/ade'  # as it is shown
 
 
 # ---- failures, resuming, testing

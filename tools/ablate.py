@@ -36,11 +36,13 @@ from mmengine.logging import MMLogger
 
 import mmcnx2
 from mmcnx2.analysis.ablation_runs import SmallData, SmallScale, draw_data, run_row, settings_of
-from mmcnx2.analysis.ablations import TABLES, MeasuredRow, find_table, option_words, table_markdown
+from mmcnx2.analysis.ablations import TABLES, MeasuredRow, find_table, table_markdown
 from mmcnx2.analysis.provenance import machine, provenance, versions
 from mmcnx2.atomic_write import write_atomically
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.stages import now
 from mmcnx2.engine.user_errors import explain_errors
+from mmcnx2.given_path import given_path
 from mmcnx2.models.fcmae.masking import num_visible_cells
 
 CELL = 32  # px, of every config
@@ -59,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--list', action='store_true', help='the tables, their rows and options')
     parser.add_argument('--commands', action='store_true', help='print the commands of the full size, run nothing')
     parser.add_argument('--seeds', type=int, default=3, help='runs per row, with the seeds 0, 1, ... (default: 3)')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/ablate'), help='default: %(default)s')
+    parser.add_argument('--work-dir', type=given_path, default=Path('work_dirs/ablate'), help='default: %(default)s')
     parser.add_argument('--max-seconds', type=float, default=math.inf, help='start no further run after so many')
     for each in fields(SmallScale):
         if each.name in SCALE_HELP:

@@ -38,6 +38,7 @@ from mmcnx2.analysis.trained_models import TrainedBackbone, load_trained_backbon
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.engine.run_config import find_config
 from mmcnx2.engine.user_errors import explain_errors
+from mmcnx2.given_path import given_path
 
 CHANNELS = {'auto': None, 'first': True, 'last': False}
 
@@ -53,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
         help='a model to look at; repeat it. CHECKPOINT may be `random`',
     )
-    parser.add_argument('--out-dir', type=Path, default=Path('collapse'), help='default: %(default)s')
+    parser.add_argument('--out-dir', type=given_path, default=Path('collapse'), help='default: %(default)s')
     parser.add_argument('--num', type=int, default=64, help='at most so many pictures; default %(default)s')
     parser.add_argument(
         '--size', type=int, nargs='+', metavar='PX', help="height [and width] in pixels; default: the config's crop"

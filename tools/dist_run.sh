@@ -10,7 +10,7 @@ find_python() {
         echo "$PYTHON"
     elif python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("mmengine"))' 2>/dev/null; then
         echo python
-    elif [ -f "$tools_folder/make_env.py" ] && python3 "$tools_folder/make_env.py" --print-interpreter 2>/dev/null | xargs test -x; then
+    elif [ -f "$tools_folder/make_env.py" ] && [ -x "$(python3 "$tools_folder/make_env.py" --print-interpreter 2>/dev/null)" ]; then
         python3 "$tools_folder/make_env.py" --print-interpreter
     else
         echo 'error: no interpreter with mmengine: activate the environment, set PYTHON, or run `make env`' >&2

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ from mmcnx2.datasets import ade20k_files, coco_files, demo_files, imagenet_files
 from mmcnx2.datasets.download import Archive, check_free, fetch, unpack_zip
 from mmcnx2.datasets.folder_checks import Findings
 from mmcnx2.datasets.subsets import subset_options
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.user_errors import explain_errors
 
 
@@ -61,10 +63,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for one in (coco, ade20k):
         one.add_argument('--download', action='store_true', help='fetch and unpack what is missing')
         one.add_argument(
-            '--archives', metavar='FOLDER', help='where archives are kept (default: downloads beside root)'
+            '--archives',
+            type=os.path.expanduser,
+            metavar='FOLDER',
+            help='where archives are kept (default: downloads beside root)',
         )
         one.add_argument('--mirror', metavar='URL', help='address that holds the same archives')
-    ade20k.add_argument('--full-release', metavar='FOLDER', help='make the 150 classes out of ADE20K_2021_17_01')
+    ade20k.add_argument(
+        '--full-release',
+        type=os.path.expanduser,
+        metavar='FOLDER',
+        help='make the 150 classes out of ADE20K_2021_17_01',
+    )
     ade20k.add_argument(
         '--short-side',
         type=int,
@@ -80,7 +90,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     imagenet22k = add_published(data_sets, 'imagenet22k', 'ImageNet-22K', 'data/imagenet22k', prepare_imagenet22k)
     for one in (imagenet, imagenet22k):
         one.add_argument('--download', action='store_true', help='say where the archives come from')
-        one.add_argument('--from-archives', metavar='PATH', help='sort the pictures of archives into class folders')
+        one.add_argument(
+            '--from-archives',
+            type=os.path.expanduser,
+            metavar='PATH',
+            help='sort the pictures of archives into class folders',
+        )
     imagenet.add_argument('--no-checksums', action='store_true', help='unpack without reading the archives beforehand')
     return parser.parse_args(argv)
 
@@ -89,7 +104,7 @@ def add_demo(data_sets: argparse._SubParsersAction) -> None:
     parser = data_sets.add_parser(
         'demo', help='draw the demo scenes', formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--out', default='data/demo', help='folder to write')
+    parser.add_argument('--out', default='data/demo', type=os.path.expanduser, help='folder to write')
     parser.add_argument('--unlabelled', type=int, default=2000, metavar='N', help='pictures without labels')
     parser.add_argument('--train', type=int, default=64, metavar='N', help='labelled pictures to train on')
     parser.add_argument('--val', type=int, default=64, metavar='N', help='labelled pictures to measure on')
@@ -105,7 +120,9 @@ def add_published(
     data_sets: argparse._SubParsersAction, name: str, title: str, root: str, run
 ) -> argparse.ArgumentParser:
     parser = data_sets.add_parser(name, help=f'check or make a copy of {title}')
-    parser.add_argument('--root', default=root, metavar='FOLDER', help='of the data set (default: %(default)s)')
+    parser.add_argument(
+        '--root', default=root, type=os.path.expanduser, metavar='FOLDER', help='of the data set (default: %(default)s)'
+    )
     parser.add_argument(
         '--num-spot-checks',
         type=_natural_number,
@@ -115,7 +132,12 @@ def add_published(
     )
     parser.add_argument('--fraction', type=float, metavar='SHARE', help='list this share of the training pictures')
     parser.add_argument('--seed', type=int, default=0, help='of the share (default: %(default)s)')
-    parser.add_argument('--out', metavar='FOLDER', help='for the lists of the share (default: beside the annotations)')
+    parser.add_argument(
+        '--out',
+        metavar='FOLDER',
+        type=os.path.expanduser,
+        help='for the lists of the share (default: beside the annotations)',
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -281,13 +303,8 @@ def tell_conversion(result: ade20k_files.Conversion) -> None:
 
 
 def tell_share(task: str, dataset: dict, fraction: float, seed: int, folder: str | Path) -> None:
-    folder = Path(folder).absolute()
-    if re.search(r'[\s,\[\](){}]', str(folder)):
-        raise ValueError(
-            f"--cfg-options cannot carry blanks, commas and brackets: give another folder than '{folder}'."
-        )
-    changed = subset_options(dataset, fraction, seed, folder)
-    words = ' '.join(f'train_dataloader.dataset.{key}={value}' for key, value in changed.items())
+    changed = subset_options(dataset, fraction, seed, Path(folder).absolute())
+    words = shlex.join(option_words({f'train_dataloader.dataset.{key}': value for key, value in changed.items()}))
     print(f'{task}: {f"--cfg-options {words}" if words else "all of it needs no option"}')
 
 

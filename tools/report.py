@@ -53,6 +53,7 @@ from mmcnx2.analysis.run_report import (
     series_below,
 )
 from mmcnx2.engine.user_errors import explain_errors, one_line
+from mmcnx2.given_path import given_path
 
 RUNS_PER_SHEET = 6
 
@@ -62,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         'work_dirs', nargs='+', metavar='[NAME=]WORK_DIR', help='work dirs of runs, or folders that hold some'
     )
-    parser.add_argument('-o', '--out', type=Path, default=Path('report.html'), help='default: %(default)s')
+    parser.add_argument('-o', '--out', type=given_path, default=Path('report.html'), help='default: %(default)s')
     parser.add_argument('--title', help='what stands at the top of the page')
     parser.add_argument('--draw', type=int, default=0, metavar='N', help='draw predictions on N validation pictures')
     parser.add_argument(

@@ -51,6 +51,7 @@ from mmcnx2.engine.stages import (
     stream,
     tell,
 )
+from mmcnx2.given_path import given_path
 
 CONFIGS = {
     'pretrain': 'fcmae_convnextv2-atto_demo.py',
@@ -365,11 +366,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--work-dir',
-        type=Path,
+        type=given_path,
         help='where everything is written; default work_dirs/demo (--quick: work_dirs/demo_quick)',
     )
     parser.add_argument(
-        '--data', type=Path, help=f'folder of the pictures; default {DEFAULT_DATA} (--quick: {DEFAULT_DATA}_quick)'
+        '--data',
+        type=given_path,
+        help=f'folder of the pictures; default {DEFAULT_DATA} (--quick: {DEFAULT_DATA}_quick)',
     )
     parser.add_argument('--stages', nargs='+', metavar='NAME', help='only these; an unknown name lists them all')
     parser.add_argument(

@@ -15,6 +15,7 @@ tests/test_selfcheck.py.
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an installed copy is on the path already
     sys.path.insert(0, str(ROOT))
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmcnx2.analysis.figures import Line, Panel, draw_curves
 from mmcnx2.analysis.run_log import Curve
 from mmcnx2.engine import run_config
+from mmcnx2.engine.config_options import ConfigOptions
 from mmcnx2.engine.pretraining_checks import FAIL, WARNING, check_pretraining
 from mmcnx2.engine.user_errors import explain_errors
 
@@ -35,13 +36,15 @@ from mmcnx2.engine.user_errors import explain_errors
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of a pretraining run, or its path below our configs')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='as for train.py')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='as for train.py')
     parser.add_argument('--gpus', type=int, default=1, help='processes of the run; default %(default)s')
     parser.add_argument('--num', type=int, default=64, help='pictures that are looked at; default %(default)s')
     parser.add_argument('--steps', type=int, default=60, help='of overfitting one batch; default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of weights and augmentations; default %(default)s')
     parser.add_argument('--device', default='cpu', help='default %(default)s')
-    parser.add_argument('--curve', metavar='FILE', help='draw the losses of the two trials into this PNG file')
+    parser.add_argument(
+        '--curve', type=os.path.expanduser, metavar='FILE', help='draw the losses of the two trials into this PNG file'
+    )
     parser.add_argument('--json', action='store_true', help='print a JSON list instead of lines')
     args = parser.parse_args(argv)
     args.work_dir, args.launcher, args.local_rank = None, 'none', 0

@@ -15,6 +15,7 @@ tests/datasets/test_shrunken_copies.py.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmcnx2.datasets.shrunken_copies import MARK_FILE, QUALITY, SHORTER_SIDE, shrink
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.user_errors import explain_errors
 
 
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if result.left_out:
         print(f'{len(result.left_out):,} could not be read; {Path(args.out, MARK_FILE)} says which and why')
-    print(f'train on them: --cfg-options train_dataloader.dataset.source={args.out}')
+    words = option_words({'train_dataloader.dataset.source': args.out})
+    print(f'train on them: --cfg-options {shlex.join(words)}')
 
 
 if __name__ == '__main__':

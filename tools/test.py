@@ -4,15 +4,20 @@ says.
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--show-dir DIR] [--tta] [--cfg-options
     KEY=VALUE ...]
 
-For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. A mistake ends as one line
-`error: ...` and exit code 1, as in train.py.
+For several processes use tools/dist_test.sh. The checkpoint must fit the model exactly. Config and log go to
+DIR/<time>/, so a work dir in which was trained still says what was trained. A mistake ends as one line `error: ...` and
+exit code 1, as in train.py.
 Touch this file for what is special to testing; what training needs too stands in mmcnx2/engine/run_config.py. Guarded
 by tests/test_tools.py.
 """
 
 import argparse
+import copy
+import inspect
 import json
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,8 +27,9 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
 try:
     import torch
     from mmengine.config import Config, ConfigDict
-    from mmengine.dist import all_reduce, is_main_process
+    from mmengine.dist import all_gather_object, is_main_process
     from mmengine.evaluator import DumpResults
+    from mmengine.registry import DATA_SAMPLERS
     from mmengine.runner import Runner
 
     import mmcnx2  # noqa: F401  (its registries)
@@ -48,11 +54,19 @@ DRAWING_HOOKS = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or its path below our configs, such as demo/x.py')
-    parser.add_argument('checkpoint', help='checkpoint file that tools/train.py wrote')
+    parser.add_argument('checkpoint', type=os.path.expanduser, help='checkpoint file that tools/train.py wrote')
     parser.add_argument(
-        '--out', metavar='FILE', help='*.json: write the metrics there; *.pkl: write the predictions there'
+        '--out',
+        type=os.path.expanduser,
+        metavar='FILE',
+        help='*.json: write the metrics there; *.pkl: write the predictions there',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into pictures in this folder')
+    parser.add_argument(
+        '--show-dir',
+        type=os.path.expanduser,
+        metavar='DIR',
+        help='draw the predictions into pictures in this folder',
+    )
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation, by the config's tta_model and tta_pipeline"
     )
@@ -101,9 +115,28 @@ def augment_test_time(cfg: Config, name: str) -> None:
     innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
 
 
+def every_image_once(loader_cfg: ConfigDict) -> ConfigDict:
+    """The dataloader without what suits training: a last batch that is left out, images repeated until all processes
+    have equally many, and an order without end.
+    """
+    loader_cfg = copy.deepcopy(loader_cfg)
+    sampler, batches = loader_cfg.get('sampler'), loader_cfg.get('batch_sampler')
+    if isinstance(sampler, dict):
+        if str(sampler.get('type')).rsplit('.', 1)[-1] == 'InfiniteSampler':
+            sampler.type = 'DefaultSampler'
+        sampler.pop('infinite', None)
+        kind = DATA_SAMPLERS.get(sampler.type) if isinstance(sampler.type, str) else sampler.type
+        if kind is not None and 'round_up' in inspect.signature(kind).parameters:
+            sampler.round_up = False
+    if batches is None:
+        loader_cfg.drop_last = False
+    elif 'drop_last' in batches:
+        batches.drop_last = False
+    return loader_cfg
+
+
 def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
-    """Mean of each loss over the test (else validation) images, weighted by batch size, with the model in evaluation
-    mode.
+    """Mean of each loss over the test (else validation) images, each counted once, with the model in evaluation mode.
 
     Random masks come from `randomness.seed` (0 without one), so that two checkpoints are measured on the same masks.
     """
@@ -117,35 +150,37 @@ def reconstruction_loss(cfg: Config, args: argparse.Namespace) -> dict[str, floa
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
         cfg[key] = None
     seed = (cfg.get('randomness') or {}).get('seed') or 0
-    runner = run_config.build_runner(cfg, strict=True)
+    runner = run_config.build_runner(cfg, strict=True, stores_config=False)
     runner.load_or_resume()
-    loader = Runner.build_dataloader(loader_cfg, seed=seed)
+    loader = Runner.build_dataloader(every_image_once(loader_cfg), seed=seed)
     model = runner.model.module if hasattr(runner.model, 'module') else runner.model
     model.eval()
     torch.manual_seed(seed)
-    sums: dict[str, torch.Tensor] = {}
-    num_images = torch.zeros((), dtype=torch.float64)
+    sums, num_images = Counter(), 0
     for data in loader:
         with torch.no_grad():
             data = model.data_preprocessor(data, False)
             _, logged = model.parse_losses(model(**data, mode='loss'))
         num_images += len(data['inputs'])
         for key, value in logged.items():
-            sums[key] = sums.get(key, 0) + value.detach().double().cpu() * len(data['inputs'])
-    for value in (num_images, *sums.values()):
-        all_reduce(value)
-    metrics = {key: float(value / num_images) for key, value in sums.items()}
-    runner.logger.info(f'reconstruction of {int(num_images)} images: {metrics}')
+            sums[key] += float(value.double()) * len(data['inputs'])
+    shares = all_gather_object((num_images, dict(sums)))  # one process may have no image, and so no losses
+    num_images = sum(num for num, _ in shares)
+    if num_images == 0:
+        raise ValueError(f'{args.config}: its test_dataloader or val_dataloader gave no image: nothing was measured')
+    names = dict.fromkeys(name for _, part in shares for name in part)
+    metrics = {name: sum(part.get(name, 0.0) for _, part in shares) / num_images for name in names}
+    runner.logger.info(f'reconstruction of {num_images} images: {metrics}')
     return metrics
 
 
-def predictions_and_metrics(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
+def predictions_and_metrics(cfg: Config, args: argparse.Namespace) -> dict[str, object]:
     use_validation_data_when_no_test_data(cfg, args.config)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
         augment_test_time(cfg, args.config)
-    runner = run_config.build_runner(cfg, strict=True)
+    runner = run_config.build_runner(cfg, strict=True, stores_config=False)
     if args.out and args.out.endswith(('.pkl', '.pickle')):
         if cfg.default_scope == 'mmdet':  # encodes masks as RLE
             from mmdet.evaluation import DumpDetResults as Dump
@@ -153,6 +188,17 @@ def predictions_and_metrics(cfg: Config, args: argparse.Namespace) -> dict[str, 
             Dump = DumpResults
         runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
     return runner.test()
+
+
+def plain(value: object) -> object:
+    """What JSON can hold: a float of a number, lists of a tensor or array (a value per class, a confusion matrix)."""
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return float(value) if isinstance(value, int | float) else value if value is None else str(value)
 
 
 def main() -> None:
@@ -176,9 +222,9 @@ def main() -> None:
         else:
             metrics = predictions_and_metrics(cfg, args)
         if is_main_process():
-            metrics = {name: float(value) for name, value in metrics.items()}  # some are NumPy's
+            metrics = {name: plain(value) for name, value in metrics.items()}
             for name, value in metrics.items():
-                print(f'{name}: {value:.6g}')
+                print(f'{name}: {value:.6g}' if isinstance(value, float) else f'{name}: {value}')
             if args.out and args.out.endswith('.json'):
                 write_atomically(args.out, json.dumps(metrics, indent=2) + '\n')
         rendezvous.part()

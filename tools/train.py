@@ -5,13 +5,17 @@
 For several processes use tools/dist_train.sh or tools/slurm_train.sh. A mistake ends as one line `error: ...` and exit
 code 1; its traceback is in `traceback.txt` in the work dir (MMCNX2_TRACEBACK=1 prints it too). After SIGTERM or SIGUSR1
 (pre-emption, the end of a job's time) it saves everything after the iteration and ends with exit code 75: --resume goes
-on from there, and so does by itself a process that torchrun or Slurm started again.
+on from there, and so does by itself a process that torchrun or Slurm started again. Ctrl-C ends it at once, with exit
+code 130 and nothing saved: --resume goes on from the last checkpoint.
 Touch this file for what is special to training; what testing needs too stands in mmcnx2/engine/run_config.py.
 Guarded by tests/test_tools.py.
 """
 
 import argparse
+import contextlib
+import os
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,9 +28,11 @@ try:
     from mmengine.device import get_device
 
     import mmcnx2  # noqa: F401  (its registries)
+    from mmcnx2.analysis.run_log import last_checkpoint
     from mmcnx2.engine import rendezvous, resuming, run_config
     from mmcnx2.engine.preemption import PreemptionHook
     from mmcnx2.engine.user_errors import explain_errors
+    from mmcnx2.engine.work_dir_lock import WorkDirLock
 except ImportError as error:
     sys.exit(
         f'error: {error}. Is this the interpreter of the environment? `make -s which-python` prints it, `python '
@@ -41,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
+        type=os.path.expanduser,
         metavar='CHECKPOINT',
         help=(
             'go on from a checkpoint of this run with its optimiser and schedule; without a path: the newest in the '
@@ -106,16 +113,36 @@ def set_aside_held_out_data(cfg: Config) -> None:
                 cfg[f'{kind}_{name}'] = None
 
 
+@contextlib.contextmanager
+def explain_interruption(work_dir: Callable[[], str | None]) -> Iterator[None]:
+    """Ctrl-C ends as one line that says how to go on, and a shell's exit code for it; nothing is saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        then = 'no checkpoint has been saved yet, the same command begins anew'
+        with contextlib.suppress(OSError):
+            then = f'the same command with --resume goes on from {last_checkpoint(work_dir() or "nowhere")}'
+        run_config.tell(f'\ninterrupted; {then}', stream=sys.stderr)
+        raise SystemExit(130) from None
+
+
 def main() -> None:
     args = parse_args()
-    cfg, preemption = None, PreemptionHook()
-    with preemption.listening(), explain_errors(lambda: cfg.work_dir if cfg else args.work_dir):
+    cfg, preemption, lock = None, PreemptionHook(), WorkDirLock()
+
+    def traceback_dir() -> str | None:
+        if lock.is_taken:  # the folder is somebody else's
+            return None
+        return cfg.work_dir if cfg else args.work_dir
+
+    with preemption.listening(), lock, explain_errors(traceback_dir), explain_interruption(traceback_dir):
         run_config.read_safely(args.unsafe_load)
         cfg = run_config.load_config(args)
         if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
         if args.unsafe_load:
             run_config.trust_init_cfgs(cfg)
+        lock.take(cfg.work_dir, was_requeued=os.environ.get('SLURM_RESTART_COUNT', '0') not in ('', '0'))
         set_aside_held_out_data(cfg)
         if args.amp:
             use_mixed_precision(cfg)

@@ -46,7 +46,7 @@ if (ROOT / 'mmcnx2' / '__init__.py').exists():  # run from a checkout; an instal
     sys.path.insert(0, str(ROOT))
 
 try:
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.registry import DefaultScope
 
     from mmcnx2.analysis import transfer_report
@@ -60,9 +60,9 @@ try:
     from mmcnx2.engine import run_config
     from mmcnx2.engine.config_card import read_card
     from mmcnx2.engine.config_nodes import innermost_dataset
+    from mmcnx2.engine.config_options import option_words, read_options
     from mmcnx2.engine.run_commands import (
         moved_data_options,
-        option_words,
         resolved,
         test_command,
         train_command,
@@ -78,6 +78,7 @@ try:
         tell,
     )
     from mmcnx2.engine.user_errors import is_user_error, one_line
+    from mmcnx2.given_path import given_path
     from mmcnx2.models.backbones import ConvNeXtV2
 except ImportError as error:
     sys.exit(
@@ -165,7 +166,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes per run; more than 1: through torchrun')
     parser.add_argument('--tta', action='store_true', help='test with the test-time augmentation of the configs')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'), help='default: %(default)s')
+    parser.add_argument('--work-dir', type=given_path, default=Path('work_dirs/transfer'), help='default: %(default)s')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='for every task'
     )
@@ -253,24 +254,14 @@ def read_inits(args: argparse.Namespace, problems: Problems) -> list[Init]:
     return inits
 
 
-def parsed_options(words: list[str]) -> dict[str, Any] | None:
-    """The options as tools/train.py reads them."""
-    bad = [word for word in words if '=' not in word]
-    if bad:
-        raise ValueError(f'option {bad[0]!r} is not of the form KEY=VALUE')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args(['--cfg-options', *words]).cfg_options if words else None
-
-
 def load_task(name: str, words: list[str], args: argparse.Namespace, problems: Problems) -> Task:
     """Raises what `Problems.noting` takes when the config is no task; notes what else is wrong with it."""
     path = run_config.find_config(name).absolute()
     moved: dict[str, str] = {}
     for pair in args.data:
         old, _, new = pair.partition('=')
-        moved.update(moved_data_options(path, old, new))
-    options = parsed_options([*option_words(moved), *words])
+        moved.update(moved_data_options(path, old, os.path.expanduser(new)))
+    options = read_options([*option_words(moved), *words]) or None
     given = argparse.Namespace(config=str(path), cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     cfg = run_config.load_config(given)
     if cfg.model.get('type', '').rsplit('.', 1)[-1] == 'FCMAE':

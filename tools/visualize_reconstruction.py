@@ -13,6 +13,7 @@ tests/analysis/test_visualize_reconstruction.py.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config of the pretraining run')
     parser.add_argument('checkpoint', help="its checkpoint, or one of the official code's FCMAE with its decoder")
     parser.add_argument('images', nargs='+', help='picture files or folders of them')
-    parser.add_argument('--out', default='reconstruction.png', help='the sheet to write (PNG); default %(default)s')
+    parser.add_argument(
+        '--out',
+        default='reconstruction.png',
+        type=os.path.expanduser,
+        help='the sheet to write (PNG); default %(default)s',
+    )
     parser.add_argument('--num', type=int, default=8, help='at most so many pictures; default %(default)s')
     parser.add_argument(
         '--mask-ratio', type=float, nargs='+', help="share of hidden cells, one or more; default: the config's"

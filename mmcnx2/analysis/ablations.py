@@ -196,11 +196,6 @@ TABLES: dict[str, AblationTable] = {
 }  # fmt: skip
 
 
-def option_words(options: Mapping[str, Any]) -> list[str]:
-    """As they are typed behind --cfg-options."""
-    return [f'{key}={value}' for key, value in options.items()]
-
-
 def find_table(name: str) -> AblationTable:
     if name not in TABLES:
         raise ValueError(f'there is no ablation table {name!r}; choose among {", ".join(TABLES)}')

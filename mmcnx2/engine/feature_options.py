@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
@@ -26,6 +25,7 @@ from mmcnx2.analysis.provenance import machine, versions
 from mmcnx2.analysis.trained_models import load_trained_backbone
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.labelled_images import find_labelled_images
+from mmcnx2.given_path import given_path
 
 from .run_config import find_config
 
@@ -56,7 +56,7 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=int, default=64, help='default %(default)s')
     parser.add_argument('--workers', type=int, default=2, help='processes that read pictures; default %(default)s')
     parser.add_argument('--device', default='cpu', help='default %(default)s')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='write the result as JSON')
+    parser.add_argument('--out', type=given_path, metavar='FILE', help='write the result as JSON')
 
 
 @dataclass(frozen=True)

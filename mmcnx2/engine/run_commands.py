@@ -15,6 +15,7 @@ from typing import Any
 from mmengine.config import Config
 
 import mmcnx2
+from mmcnx2.engine.config_options import option_words
 
 
 def tool(name: str) -> str:
@@ -44,10 +45,6 @@ def test_command(
     else:
         start = [sys.executable, tool('test.py'), str(config), str(checkpoint)]
     return [*start, '--work-dir', str(work_dir), '--out', str(out), *flags]
-
-
-def option_words(options: Mapping[str, object]) -> list[str]:
-    return [f'{key}={value}' for key, value in options.items()]
 
 
 def resolved(config: Path, options: object) -> dict:

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -25,6 +26,7 @@ from mmcnx2.checkpoint.init_cfg import pretrained_entry
 from mmcnx2.checkpoint.read import read_for_run
 from mmcnx2.engine import rendezvous
 from mmcnx2.engine.config_nodes import dicts_in
+from mmcnx2.engine.config_options import ConfigOptions
 from mmcnx2.engine.own_data import apply_own_data, check_class_lists
 from mmcnx2.engine.sharding import complete_strategy
 from mmcnx2.engine.user_errors import one_line
@@ -76,14 +78,18 @@ KNOWN_KEYS = {
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that train.py and test.py have in common."""
     parser.add_argument(
-        '--work-dir', metavar='DIR', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)'
+        '--work-dir',
+        type=os.path.expanduser,
+        metavar='DIR',
+        help='folder for logs and checkpoints (default: work_dirs/<name of the config>)',
     )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
-        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2',
+        help='change values of the config: model.head.norm_pix=False, or lists: a.b="[1,2]", a.b=1,2; '
+        'text with commas or brackets in two pairs of quotes: a.b=\'"x (1), y"\'',
     )
     parser.add_argument(
         '--launcher',
@@ -140,6 +146,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / path.stem)
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')
     check_scope(cfg)
@@ -259,7 +266,7 @@ def read_safely(unsafe_load: bool) -> None:
 
 def trust_init_cfgs(cfg: Config) -> None:
     """--unsafe-load, for the checkpoints that the init_cfg of our own models names; they read them themselves."""
-    for node in _nodes(cfg.model):
+    for node in dicts_in(cfg.model):
         entry = pretrained_entry(node.get('init_cfg')) if node.get('type') in LOADED_BY_US else None
         if entry is not None:
             entry['unsafe_load'] = True
@@ -270,13 +277,33 @@ def check_checkpoint_exists(checkpoint: str) -> None:
         raise FileNotFoundError(f'Checkpoint {checkpoint!r} does not exist')
 
 
-def build_runner(cfg: Config, strict: bool) -> Runner:
-    """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly."""
+def build_runner(cfg: Config, strict: bool, stores_config: bool = True) -> Runner:
+    """Runner of the config. `strict`: a checkpoint that it loads or resumes must fit the model exactly.
+
+    `stores_config`: the config goes into the work dir, where it says what was trained there; else beside the log.
+    """
     complete_strategy(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if stores_config:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    else:
+        kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
+        if kind is None:
+            raise KeyError(f'runner_type is {cfg.runner_type!r}, which no library has registered')
+        runner = _storing_beside_the_log(kind).from_cfg(cfg)
     if strict and isinstance(runner, Runner):
         runner.load_checkpoint = functools.partial(_load_strictly, runner.load_checkpoint, bool(cfg.get('resume')))
     return runner
+
+
+def _storing_beside_the_log(kind: type) -> type:
+    """The runner's class, with its config in the folder of its log."""
+
+    class StoringBesideTheLog(kind):
+        def dump_config(self) -> None:
+            if is_main_process():
+                self.cfg.dump(str(Path(self.log_dir) / Path(self.cfg.filename or 'config.py').name))
+
+    return StoringBesideTheLog
 
 
 def _load_strictly(load, resuming: bool, filename: str, map_location='cpu', **options) -> dict:

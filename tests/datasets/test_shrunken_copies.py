@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from mmcnx2.datasets import LoadImage, UnlabelledImages, shrunken_copies
 from mmcnx2.datasets.load_image import read_image
 from mmcnx2.datasets.shrunken_copies import shrink
+from mmcnx2.engine.config_options import read_options
 
 SETTINGS = dict(shorter_side=96, num_workers=1)
 
@@ -143,6 +145,13 @@ def test_an_interrupted_call_leaves_whole_files_and_is_not_trained_on(originals,
     assert contents(out).keys() == NAMES
     assert all(contents(out)[name] == content for name, content in first.items() if 'partial' not in name)
     assert len(UnlabelledImages(out, pipeline=[LoadImage()])) == 6
+
+
+def test_the_option_for_training_can_be_typed(originals, tmp_path, call):
+    out = tmp_path / 'my copies, (small)'
+    code, told, _ = call('shrink_images', originals, out, '--shorter-side', 96, '--workers', 1)
+    words = shlex.split(told.splitlines()[-1].split('--cfg-options ')[1])
+    assert code == 0 and read_options(words) == {'train_dataloader.dataset.source': str(out)}
 
 
 def test_where_copies_come_from_is_written_down(originals, out):

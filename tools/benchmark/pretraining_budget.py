@@ -40,9 +40,11 @@ from mmcnx2.analysis.run_log import last_checkpoint, read_run
 from mmcnx2.atomic_write import write_atomically
 from mmcnx2.datasets.image_files import find_images
 from mmcnx2.engine import run_config
+from mmcnx2.engine.config_options import option_words
 from mmcnx2.engine.run_commands import moved_data_options, resolved, tool, train_command
 from mmcnx2.engine.stages import Stage, StageError, StageRun, interrupt_on_sigterm, now, shown, tell
 from mmcnx2.engine.user_errors import is_user_error, one_line
+from mmcnx2.given_path import given_path
 
 PRETRAIN = 'demo/fcmae_convnextv2-atto_demo.py'
 TASKS = ('demo/mask-rcnn_convnextv2-atto_demo.py', 'demo/upernet_convnextv2-atto_demo.py')
@@ -204,7 +206,8 @@ def pretrain_stage(args: argparse.Namespace, budget: Budget, needs: tuple[str, .
 
     def train(resumes: bool) -> list[str]:
         source = {'train_dataloader.dataset.source': str(picture_list(args))}
-        return train_command(config, folder, {**options, **source}, resumes=resumes)
+        command = train_command(config, folder, pretraining_options(budget, {}), resumes=resumes)
+        return [*command, *args.pretrain_options, *option_words(source)]  # given words as they were given
 
     return Stage(
         f'pretrain-{budget.name}',
@@ -348,10 +351,13 @@ def write_results(args: argparse.Namespace, kept: StageRun) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/pretraining_budget'), help='default: %(default)s'
+        '--work-dir', type=given_path, default=Path('work_dirs/pretraining_budget'), help='default: %(default)s'
     )
     parser.add_argument(
-        '--data', type=Path, default=Path('data/pretraining_budget'), help='folder of the scenes (default: %(default)s)'
+        '--data',
+        type=given_path,
+        default=Path('data/pretraining_budget'),
+        help='folder of the scenes (default: %(default)s)',
     )
     parser.add_argument(
         '--budgets', type=float, nargs='+', default=[1e5, 1e6], metavar='VIEWS', help='image views (default: 1e5 1e6)'
