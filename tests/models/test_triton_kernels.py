@@ -425,7 +425,7 @@ def test_which_values_on_a_gpu_are_for_the_kernels():
     ('dtype', 'expected'), [(torch.bfloat16, 'triton'), (torch.float32, 'triton'), (torch.float64, 'torch')]
 )
 def test_values_on_a_gpu_are_computed_by_the_kernels_where_they_can(dtype, expected, monkeypatch):
-    x = SimpleNamespace(device=torch.device('cuda', 0), dtype=dtype, is_cuda=True)
+    x = SimpleNamespace(device=torch.device('cuda', 0), dtype=dtype, is_cuda=True, numel=lambda: 1)
     monkeypatch.setattr(triton_kernels, 'IS_INTERPRETED', False)
     for capability, chosen in (((9, 0), expected), ((7, 5), 'torch')):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index, of=capability: of)
