@@ -224,7 +224,7 @@ def test_make_prints_the_interpreter_and_nothing_else():
 
 @pytest.mark.parametrize('command', ['doctor', 'demo', 'test', 'lint', 'wheel', 'minkowski', 'test-minkowski'])
 def test_make_runs_an_interpreter_in_a_folder_with_a_blank(command):
-    done = run(['make', '-n', command, 'PYTHON=/my cache/python'], cwd=ROOT)
+    done = run(['make', '-n', '--no-print-directory', command, 'PYTHON=/my cache/python'], cwd=ROOT)
     lines = [shlex.split(line) for line in done.stdout.replace('\\\n', '').splitlines()]
     assert '/my cache/python' in lines[-1]
 
