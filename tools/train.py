@@ -142,7 +142,7 @@ def main() -> None:
             raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper: it describes no training')
         if args.unsafe_load:
             run_config.trust_init_cfgs(cfg)
-        lock.take(cfg.work_dir, was_requeued=os.environ.get('SLURM_RESTART_COUNT', '0') not in ('', '0'))
+        lock.take(cfg.work_dir, was_requeued=resuming.was_requeued())
         set_aside_held_out_data(cfg)
         if args.amp:
             use_mixed_precision(cfg)

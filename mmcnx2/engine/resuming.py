@@ -21,8 +21,7 @@ from mmcnx2.engine.run_config import check_checkpoint_exists, tell
 
 LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
 SCOPES = ('', 'mmengine', 'mmpretrain', 'mmdet', 'mmseg')  # whose registries hand over mmengine's classes
-# Set above 0 by torchrun and by Slurm when they start a run again
-RESTART_COUNTS = (rendezvous.RESTART_COUNT, 'SLURM_RESTART_COUNT')
+REQUEUE_COUNT = 'SLURM_RESTART_COUNT'  # as torchrun's, above 0 in a run that was started again
 
 
 def make_resumable(cfg: Config) -> None:
@@ -55,7 +54,16 @@ def _is_mmengines(kind: str | type | None, name: str, known: registry.Registry, 
 
 def was_restarted() -> bool:
     """True in a process that torchrun or Slurm has started again after an earlier one ended."""
-    return any(os.environ.get(name, '0') not in ('', '0') for name in RESTART_COUNTS)
+    return _is_counted(rendezvous.RESTART_COUNT) or was_requeued()
+
+
+def was_requeued() -> bool:
+    """True in a job that Slurm has started again, perhaps on another machine."""
+    return _is_counted(REQUEUE_COUNT)
+
+
+def _is_counted(name: str) -> bool:
+    return os.environ.get(name, '0') not in ('', '0')
 
 
 def resume_from(cfg: Config, wanted: str, otherwise: str | None = None, unsafe_load: bool = False) -> None:
